@@ -1,0 +1,114 @@
+"""The attacks of the package torchattacks, through one adapter."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robench.errors import AttackError, UsageError, nearest
+from robench.protocols import Classifier
+from robench.threat import Norm, ThreatModel
+
+_NOT_ATTACKS = {"LGV", "MultiAttack", "VANILA"}
+
+
+@dataclass(frozen=True)
+class Torchattacks:
+    """One attack of torchattacks, aimed at the threat's eps.
+
+    Attributes:
+        name: the class there, such as `MIFGSM`.
+        options: its own options, by its own names, such as `{"steps": 50}`. Where it has a step size `alpha` and none is
+            given, it is the larger of 2.5 eps / steps and its default's share of its default eps.
+
+    Raises:
+        UsageError: if the class is not there, has no eps (its result would not be a robust accuracy at a
+            radius), or lives in another norm.
+    """
+
+    threat: ThreatModel
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse what would report a meaningless number, before any model runs."""
+        cls = _class(self.name)
+        parameters = inspect.signature(cls).parameters
+        if "eps" not in parameters:
+            raise UsageError(f"attack torchattacks:{self.name} has no eps, so it measures no robust accuracy at a radius")
+        unknown = [key for key in self.options if key not in parameters or key in ("model", "eps")]
+        if unknown:
+            known = ", ".join(key for key in parameters if key not in ("model", "eps"))
+            raise UsageError(f"attack torchattacks:{self.name}: unknown option {unknown[0]!r} (options: {known})")
+        if (norm := _norm(self.name, parameters)) not in (self.threat.norm, None):
+            raise UsageError(f"attack torchattacks:{self.name} works in {norm}, not in {self.threat.norm.value}")
+
+    def __call__(self, model: Classifier, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Tensor:
+        """Perturb a batch; the global random state, which torchattacks draws from, is seeded and given back."""
+        cls = _class(self.name)
+        parameters = inspect.signature(cls).parameters
+        options = dict(self.options)
+        if "norm" in parameters:
+            options.setdefault("norm", {"linf": "Linf", "l2": "L2"}[self.threat.norm])
+        if "alpha" in parameters and "alpha" not in options:
+            steps = options.get("steps", parameters["steps"].default if "steps" in parameters else 1)
+            share = parameters["alpha"].default / parameters["eps"].default
+            options["alpha"] = self.threat.eps * max(share, 2.5 / steps)
+        with torch.random.fork_rng():
+            torch.manual_seed(generator.initial_seed())
+            attack = cls(_Module(model), eps=self.threat.eps, **options)
+            try:
+                adv: Tensor = attack(x, y)
+            except (AssertionError, IndexError, TypeError, RuntimeError) as error:
+                raise AttackError(f"torchattacks' {self.name} stopped: {type(error).__name__}: {error}") from error
+        return adv.detach()
+
+
+class _Module(nn.Module):
+    """Torchattacks asks a model for its device and mode; this answers for any callable."""
+
+    def __init__(self, model: Classifier) -> None:
+        super().__init__()
+        self.inner = model
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)
+
+
+def _class(name: str) -> Any:
+    """The class of that name.
+
+    Raises:
+        UsageError: if torchattacks is not installed, has no such attack, or has one that is not what its name says.
+    """
+    try:
+        import torchattacks
+    except ImportError:
+        raise UsageError(
+            f"attack torchattacks:{name} needs the package torchattacks: pip install 'robench[torchattacks]'"
+        ) from None
+    if name == "AutoAttack":
+        raise UsageError("torchattacks' AutoAttack runs 10 steps where the standard has 100; use --attack autoattack")
+    known = [
+        key
+        for key, value in vars(torchattacks).items()
+        if inspect.isclass(value) and issubclass(value, torchattacks.Attack) and key not in {*_NOT_ATTACKS, "Attack"}
+    ]
+    if name not in known:
+        match = nearest(name, known)
+        guess = f"; did you mean torchattacks:{match}?" if match else ""
+        raise UsageError(f"torchattacks has no attack {name!r}{guess} (it has {', '.join(sorted(known))})")
+    return getattr(torchattacks, name)
+
+
+def _norm(name: str, parameters: Mapping[str, inspect.Parameter]) -> Norm | None:
+    """The one norm a class works in; None when it takes the norm as an option."""
+    if "norm" in parameters:
+        return None
+    return Norm.L2 if name.endswith("L2") else Norm.LINF

@@ -1,0 +1,205 @@
+"""Checkpoints: weights as safetensors, and beside them a JSON file that says what they are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from robench import files
+from robench.errors import CheckpointError, RobenchError
+from robench.methods import method_for
+from robench.models import Nets, build_nets
+from robench.recipe import Recipe
+from robench.spec import build, plain
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One state of a training run, on disk.
+
+    Attributes:
+        folder: the run's folder.
+        kind: `best` (picked on the validation split) or `last`.
+        recipe: what trained it.
+        seed: of the training run.
+        stages: how many stages of the recipe it has been through.
+        epoch: epochs finished in the last of them.
+        classes: how many logits it has.
+        shape: channels, height and width of its images.
+        sha256: of the weights file.
+        metrics: the figures of its epoch, on the validation split.
+        provenance: where it came from.
+    """
+
+    folder: Path
+    kind: str
+    recipe: Recipe
+    seed: int
+    stages: int
+    epoch: int
+    classes: int
+    shape: tuple[int, int, int]
+    sha256: str
+    metrics: Mapping[str, float]
+    provenance: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """How tables call it: the run, with `@last` where that is not the default."""
+        default = "best" if (self.folder / "best.json").is_file() else "last"
+        return self.folder.name if self.kind == default else f"{self.folder.name}@{self.kind}"
+
+    def load(self, device: torch.device | str = "cpu") -> Nets:
+        """The networks with these weights, in eval mode.
+
+        Raises:
+            CheckpointError: if the weights are absent, damaged, or of another architecture.
+        """
+        path = self.folder / f"{self.kind}.safetensors"
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise CheckpointError(f"{path}: {error.strerror}; train it again, or restore the file") from None
+        if files.sha256(content) != self.sha256:
+            raise CheckpointError(
+                f"{path} is damaged: its SHA-256 is not the one in {path.with_suffix('.json').name}; "
+                "restore the file or train it again"
+            )
+        nets = nets_after(self.recipe, self.stages, self.classes, self.shape)
+        restore(nets, content, str(path))
+        return nets.to(device).eval()
+
+
+def nets_after(recipe: Recipe, stages: int, classes: int, shape: tuple[int, int, int]) -> Nets:
+    """Fresh networks with every part that the first `stages` stages of a recipe have."""
+    nets = build_nets(recipe.model, shape, recipe.dataset, recipe.normalise)
+    for stage in recipe.stage[:stages]:
+        for name, head in method_for(stage.method, stage.options).heads(nets.encoder.features, classes).items():
+            nets.parts[name] = head
+    return nets
+
+
+def restore(nets: Nets, content: bytes, what: str, *, only: str = "") -> None:
+    """Put stored weights into networks.
+
+    Args:
+        nets: networks of the stored architecture.
+        content: a safetensors file.
+        what: how messages call it.
+        only: take only the tensors whose names begin so.
+
+    Raises:
+        CheckpointError: if it is not a safetensors file, or tensors are missing, left over or of another shape.
+    """
+    try:
+        stored = load_tensors(content)
+    except SafetensorError as error:
+        hint = " (it is a web page)" if content.lstrip()[:1] == b"<" else ""
+        raise CheckpointError(f"{what} is not a safetensors file{hint}: {error}") from None
+    stored = {key: tensor for key, tensor in stored.items() if key.startswith(only)}
+    wanted = {key: tensor for key, tensor in nets.state_dict().items() if key.startswith(only)}
+    for key in [*wanted, *stored]:
+        have, want = stored.get(key), wanted.get(key)
+        if have is None or want is None or have.shape != want.shape:
+            differ = sum(
+                k not in stored or k not in wanted or stored[k].shape != wanted[k].shape for k in {*stored, *wanted}
+            )
+            shapes = [f"{tuple(t.shape)}" if t is not None else "absent" for t in (have, want)]
+            raise CheckpointError(
+                f"{what} does not fit the model: {differ} of {len({*stored, *wanted})} tensors differ. "
+                f"First: {key} is {shapes[0]} in the file and {shapes[1]} in the model. "
+                "Name the architecture and data set it was trained with (--model, --dataset)"
+            )
+        if have.is_floating_point() and not bool(have.isfinite().all()):
+            raise CheckpointError(f"{what}: tensor {key} holds NaN or infinite weights; train it again")
+    nets.load_state_dict(stored, strict=not only)
+
+
+def save(
+    folder: Path,
+    kind: str,
+    nets: Nets,
+    *,
+    recipe: Recipe,
+    seed: int,
+    stages: int,
+    epoch: int,
+    classes: int,
+    shape: tuple[int, int, int],
+    metrics: Mapping[str, float],
+    provenance: Mapping[str, Any],
+) -> Checkpoint:
+    """Write weights, then the JSON that vouches for them.
+
+    Raises:
+        StoreError: if the folder cannot be written.
+    """
+    content = save_tensors({key: tensor.detach().cpu().contiguous() for key, tensor in nets.state_dict().items()})
+    sha256 = files.sha256(content)
+    files.write(folder / f"{kind}.safetensors", content)
+    files.write_json(
+        folder / f"{kind}.json",
+        {
+            "format": FORMAT,
+            "recipe": plain(recipe),
+            "seed": seed,
+            "stages": stages,
+            "epoch": epoch,
+            "classes": classes,
+            "shape": list(shape),
+            "sha256": sha256,
+            "metrics": dict(metrics),
+            "provenance": dict(provenance),
+        },
+    )
+    return Checkpoint(folder, kind, recipe, seed, stages, epoch, classes, shape, sha256, metrics, provenance)
+
+
+def open_checkpoint(text: str, root: Path) -> Checkpoint:
+    """Find a checkpoint.
+
+    Args:
+        text: a run's folder or its name under `root`; `@last` or `@best` picks one, else best before last.
+        root: where runs are.
+
+    Raises:
+        CheckpointError: if there is none there, or its JSON is damaged.
+    """
+    place, _, kind = text.partition("@")
+    folder = next((path for path in (Path(place), root / place) if path.is_dir()), None)
+    if folder is None:
+        known = sorted(run.name for run in runs(root))
+        listed = f"runs there: {', '.join(known)}" if known else "nothing is trained there yet: robench train RECIPE"
+        raise CheckpointError(f"there is no checkpoint {place!r}, nor one of that name in {root} ({listed})")
+    kinds = [kind] if kind else ["best", "last"]
+    path = next((folder / f"{k}.json" for k in kinds if (folder / f"{k}.json").is_file()), None)
+    if path is None:
+        raise CheckpointError(f"{folder} holds no {' or '.join(f'{k}.json' for k in kinds)}: robench train RECIPE --resume")
+    try:
+        table = json.loads(path.read_bytes())
+        if table.pop("format") != FORMAT:
+            raise CheckpointError(f"{path} was written by another version of robench; train it again")
+        table["recipe"] = build(Recipe, table["recipe"])
+        table["shape"] = tuple(table["shape"])
+        return Checkpoint(folder=folder, kind=path.stem, **table)
+    except CheckpointError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RobenchError) as error:
+        raise CheckpointError(f"{path} is damaged ({type(error).__name__}: {error}); restore it or train it again") from None
+
+
+def runs(root: Path) -> list[Path]:
+    """The folders under `root` that hold a finished checkpoint, by name."""
+    if not root.is_dir():
+        return []
+    return sorted(path for path in root.iterdir() if any((path / f"{k}.json").is_file() for k in ("best", "last")))

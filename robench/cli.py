@@ -1,0 +1,404 @@
+"""The command line. Heavy imports happen inside commands, so that help, lists and reports answer at once."""
+
+from __future__ import annotations
+
+import traceback as tracebacks
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from robench import __version__
+from robench.errors import RobenchError, UsageError, nearest
+from robench.spec import assignment
+from robench.threat import ThreatModel
+
+if TYPE_CHECKING:
+    import torch
+
+    from robench.evaluation import Job
+    from robench.results import Failure, Result
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+SMOKE_STEPS = 2
+SMOKE_BATCH = 16
+
+
+class Threat(click.ParamType):
+    """A threat model on the command line."""
+
+    name = "NORM-EPS"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> ThreatModel:
+        """Read it."""
+        return value if isinstance(value, ThreatModel) else ThreatModel.parse(value)
+
+
+class Choice(click.Choice[str]):
+    """A choice that names the nearest match."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The choice, or an error with the nearest one."""
+        if value not in self.choices:
+            match = nearest(str(value), self.choices)
+            guess = f" Did you mean {match!r}?" if match else ""
+            raise UsageError(f"{value!r} is not one of {', '.join(self.choices)}.{guess}")
+        return super().convert(value, param, ctx)
+
+
+def _folder(name: str, default: str, what: str) -> Callable[[F], F]:
+    return click.option(name, type=click.Path(path_type=Path), default=default, show_default=True, help=what)
+
+
+_checkpoints = _folder("--checkpoints", "checkpoints", "Where training runs are.")
+_results = _folder("--results", "results", "Where results are.")
+_data = click.option(
+    "--data",
+    "data_root",
+    type=click.Path(path_type=Path),
+    default="data",
+    envvar="ROBENCH_DATA",
+    show_default=True,
+    show_envvar=True,
+    help="Where data sets are kept, or downloaded to.",
+)
+_device = click.option("--device", type=Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="robench")
+@click.option("--traceback", is_flag=True, help="Show the traceback of an error; goes anywhere in the line.")
+def cli(traceback: bool) -> None:
+    """Train, attack and tabulate: honest adversarial robustness tables.
+
+    \b
+    robench demo                              the main job on real digits, in minutes
+    robench train rocl                        recipe -> checkpoints/
+    robench evaluate --attack autoattack      checkpoints/ -> results/
+    robench report                            results/ -> tables
+    """
+
+
+@cli.command()
+@click.argument("recipe")
+@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a recipe value: stage.0.epochs=2")
+@click.option("--dataset", help="Train on another data set: robench list datasets")
+@click.option("--model", help="Train another encoder: robench list models")
+@click.option("--encoder", metavar="CHECKPOINT", help="Start from the encoder of a trained checkpoint.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@_device
+@_data
+@_checkpoints
+@click.option("--out", type=click.Path(path_type=Path), help="The run's folder; by default checkpoints/RECIPE.")
+@click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
+@click.option("--smoke", is_flag=True, help=f"{SMOKE_STEPS} steps of {SMOKE_BATCH} images a stage, and what a full run takes.")
+def train(
+    recipe: str,
+    changes: Sequence[str],
+    dataset: str | None,
+    model: str | None,
+    encoder: str | None,
+    seed: int,
+    device: str,
+    data_root: Path,
+    checkpoints: Path,
+    out: Path | None,
+    resume: bool,
+    smoke: bool,
+) -> None:
+    """Train a RECIPE: a name from `robench list recipes`, or the path of a TOML file."""
+    from robench import recipe as recipes
+    from robench.files import check_writable
+    from robench.terminal import say, watched
+
+    pairs = [assignment(text) for text in changes]
+    pairs += [("dataset", dataset)] if dataset else []
+    pairs += [("model", model)] if model else []
+    wanted = recipes.load(recipe, pairs)
+    suffix = ("-smoke" if smoke else "") + (f"-seed{seed}" if seed else "")
+    folder = out or checkpoints / (wanted.name + (f"-{dataset}" if dataset else "") + suffix)
+    check_writable(folder.parent)
+
+    from robench import training
+    from robench.checkpoint import open_checkpoint
+    from robench.protocols import Progress
+
+    run = training.Run(
+        recipe=training.smoke(wanted, SMOKE_BATCH) if smoke else wanted,
+        folder=folder,
+        seed=seed,
+        device=_torch_device(device),
+        data_root=data_root,
+        steps=SMOKE_STEPS if smoke else None,
+        encoder=open_checkpoint(encoder, checkpoints) if encoder else None,
+    )
+    stages = " then ".join(stage.method for stage in wanted.stage)
+    say(f"{wanted.name}: {stages}, {wanted.model} on {wanted.dataset}, seed {seed}, {run.device} -> {folder}")
+    latest: dict[str, Progress] = {}
+    with watched() as monitor:
+
+        def both(progress: Progress) -> None:
+            latest[progress.task] = progress
+            monitor(progress)
+
+        made = training.train(run, resume=resume, monitor=both)
+    if smoke:
+        times = [progress.values[training.FULL] for progress in latest.values()]
+        say(f"a full run would take here about {' + '.join(times)}; this one was {SMOKE_STEPS} small steps a stage")
+    shown = ", ".join(f"{k} {100 * v:.1f} %" for k, v in made.metrics.items() if k.startswith("validation"))
+    say(f"done: {made.folder} ({made.kind} epoch {made.epoch}{', ' + shown if shown else ''})")
+    say(f"next: robench evaluate {made.folder} --attack pgd-20")
+
+
+@cli.command()
+@click.argument("checkpoint", nargs=-1)
+@click.option("--attack", "attacks", multiple=True, required=True, help="An attack: robench list attacks. May repeat.")
+@click.option("--threat", "threats", multiple=True, type=Threat(), help="linf-8/255, l2-0.5, l1-12. May repeat.")
+@click.option("--source", "sources", multiple=True, metavar="CHECKPOINT", help="Craft on this one (transfer). May repeat.")
+@click.option("--count", type=int, help="The first COUNT test images; all by default.")
+@click.option("--dataset", help="Evaluate on another data set than the one trained on.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the attacks.")
+@click.option("--batch", type=click.IntRange(min=1), default=500, show_default=True, help="Images at once.")
+@_device
+@_data
+@_checkpoints
+@_results
+def evaluate(
+    checkpoint: Sequence[str],
+    attacks: Sequence[str],
+    threats: Sequence[ThreatModel],
+    sources: Sequence[str],
+    count: int | None,
+    dataset: str | None,
+    seed: int,
+    batch: int,
+    device: str,
+    data_root: Path,
+    checkpoints: Path,
+    results: Path,
+) -> None:
+    """Attack CHECKPOINTs (all under checkpoints/ by default) and store a result per cell.
+
+    Cells that are there already are skipped. Exit code 1 when a cell failed; the others still ran.
+    """
+    from robench.files import check_writable
+    from robench.registry import ATTACKS
+
+    for attack in attacks:
+        ATTACKS.entry(attack)
+    check_writable(results)
+
+    from robench.checkpoint import open_checkpoint, runs
+    from robench.evaluation import Engine
+    from robench.results import Store
+    from robench.terminal import watched
+
+    names = list(checkpoint) or [str(folder) for folder in runs(checkpoints)]
+    if not names:
+        raise UsageError(f"there are no checkpoints in {checkpoints}: robench train rocl, or robench demo")
+    targets = [open_checkpoint(name, checkpoints) for name in names]
+    with watched() as monitor:
+        engine = Engine(_torch_device(device), data_root, batch, monitor)
+        jobs = engine.plan(
+            targets,
+            attacks=attacks,
+            threats=threats,
+            sources=[open_checkpoint(name, checkpoints) for name in sources],
+            count=count,
+            seed=seed,
+            dataset=dataset,
+        )
+        told = _tell(engine.run(jobs, Store(results)))
+    _finish(told, results)
+
+
+@cli.command()
+@click.option("--format", "form", type=Choice(["terminal", "markdown", "csv"]), default="terminal", show_default=True)
+@click.option(
+    "--table",
+    type=Choice(["all", "white-box", "transfer", "cells"]),
+    default="all",
+    show_default=True,
+    help="CSV holds one table: `cells` (a row per result) unless named.",
+)
+@click.option("--dataset", help="Only results on this data set.")
+@_results
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write to a file instead of stdout.")
+def report(form: str, table: str, dataset: str | None, results: Path, out: Path | None) -> None:
+    """Print the tables of everything in results/: a pure function of the files there."""
+    from robench.results import Store
+
+    records = list(Store(results).records())
+    if dataset:
+        known = sorted({record.subject.dataset for record in records})
+        records = [record for record in records if record.subject.dataset == dataset]
+        if not records:
+            raise UsageError(f"--dataset {dataset} leaves none of the results; there are some on {', '.join(known)}")
+    _print(records, form, table, out)
+
+
+@cli.command("list")
+@click.argument("what", type=Choice(["methods", "attacks", "datasets", "models", "recipes", "results"]))
+@_results
+def list_(what: str, results: Path) -> None:
+    """List what there is, instantly."""
+    from robench.terminal import rows
+
+    rows(*_listing(what, results))
+
+
+@cli.command()
+@_checkpoints
+@_results
+@_device
+def demo(checkpoints: Path, results: Path, device: str) -> None:
+    """Train five methods on real digits, attack them all, print the tables: the main job in a few minutes.
+
+    A smoke-sized experiment on 8x8 images, not CIFAR-10. Run it again and everything is there already.
+    """
+    from robench import demo as plan
+    from robench.files import check_writable
+    from robench.terminal import say, watched
+
+    check_writable(checkpoints)
+    check_writable(results)
+    say(f"robench {__version__}: {plan.SUMMARY}")
+    with watched() as monitor:
+        told = _tell(plan.run(checkpoints, results, _torch_device(device), monitor), quiet=True)
+    _print([record for record, _ in told], "terminal", "all", None)
+    say(f"checkpoints: {checkpoints}   results: {results}")
+    say("next: robench report --format markdown, robench train rocl, robench evaluate --attack autoattack")
+    _finish(told, results)
+
+
+def _torch_device(name: str) -> torch.device:
+    """The device that was asked for, or the best there is.
+
+    Raises:
+        UsageError: if it is not there.
+    """
+    import torch
+
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(device for device, is_there in there.items() if is_there)
+    if not there[name]:
+        raise UsageError(f"--device {name}: this machine has none that torch can use; try --device auto")
+    return torch.device(name)
+
+
+def _tell(ran: Iterable[tuple[Job, Result | Failure, bool]], quiet: bool = False) -> list[tuple[Result | Failure, bool]]:
+    """Say what each cell gave, as it comes."""
+    from robench.results import Failure, column
+    from robench.terminal import say
+
+    told = []
+    for _, record, there in ran:
+        told.append((record, there))
+        via = f" from {record.source.name}" if record.source else ""
+        what = f"{record.subject.name}{via}: {column(record.cell.attack, record.cell.threat)}"
+        if isinstance(record, Failure):
+            say(f"FAILED  {what}: {record.reason}")
+        elif not quiet:
+            n = record.cell.count
+            note = "  (was there already)" if there else f"  {record.seconds:.1f} s"
+            say(f"{what}  clean {100 * sum(record.clean) / n:.1f} %, robust {100 * sum(record.robust) / n:.1f} %, n {n}{note}")
+    return told
+
+
+def _finish(told: Sequence[tuple[Result | Failure, bool]], results: Path) -> None:
+    """The summary of an evaluation, and its exit code."""
+    from robench.results import Failure
+    from robench.terminal import say
+
+    skipped = sum(there for _, there in told)
+    failed = sum(isinstance(record, Failure) for record, _ in told)
+    say(f"{len(told)} cells: {len(told) - skipped - failed} new, {skipped} already in {results}, {failed} failed")
+    if failed:
+        raise SystemExit(1)
+
+
+def _print(records: Sequence[Result | Failure], form: str, table: str, out: Path | None) -> None:
+    """Render records to stdout or a file."""
+    from robench import reporting, terminal
+    from robench.files import write
+
+    if form == "csv":
+        text = reporting.csv(records, "cells" if table == "all" else table)
+    elif table == "cells":
+        raise UsageError("--table cells is for --format csv")
+    else:
+        made = reporting.tables(records, table)
+        text = reporting.markdown(made) if form == "markdown" else terminal.text(made, file=out is not None)
+    if out is not None:
+        write(out, text.encode())
+    else:
+        click.echo(text, nl=False)
+
+
+def _listing(what: str, results: Path) -> tuple[list[str], list[list[str]]]:
+    """The head and rows of a list."""
+    from robench import recipe, registry
+    from robench.results import Failure, Store
+
+    if what == "recipes":
+        rows = []
+        for name in recipe.names():
+            found = recipe.load(name)
+            stages = " + ".join(stage.method for stage in found.stage)
+            rows.append([name, found.dataset, found.model, str(found.threat or "-"), stages, found.summary])
+        return ["recipe", "dataset", "model", "threat", "stages", ""], rows
+    if what == "results":
+        rows = []
+        for record in Store(results).records():
+            source = record.source.name if record.source else "white-box"
+            bits = () if isinstance(record, Failure) else record.robust
+            robust = f"{100 * sum(bits) / len(bits):.2f}" if bits else "failed"
+            cell = record.cell
+            rows.append([cell.key[:12], record.subject.name, source, cell.attack, str(cell.threat), str(cell.count), robust])
+        return ["cell", "checkpoint", "source", "attack", "threat", "n", "robust %"], rows
+    table = {kind.kind + "s": kind for kind in (registry.METHODS, registry.ATTACKS, registry.DATASETS, registry.MODELS)}[what]
+    facts = list(dict.fromkeys(fact for entry in table.rows.values() for fact in entry.facts))
+    rows = [
+        [name + (entry.family.upper() if entry.family else ""), *[entry.facts.get(fact, "") for fact in facts], entry.summary]
+        for name, entry in table.rows.items()
+    ]
+    rows += [[name, *[""] * len(facts), f"plug-in {point.value}"] for name, point in table.plugins().items()]
+    return [table.kind, *facts, ""], rows
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; errors a person can mend are one line and exit code 2."""
+    import sys
+
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    wants_traceback = "--traceback" in given
+    given = [argument for argument in given if argument != "--traceback"]
+    code = 0
+    try:
+        code = cli(given, prog_name="robench", standalone_mode=False) or 0
+    except click.exceptions.Abort:
+        click.echo("stopped; what was finished is kept: run the same command again (train: with --resume)", err=True)
+        code = 130
+    except (RobenchError, click.ClickException) as error:
+        if wants_traceback:
+            tracebacks.print_exc()
+        text = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        context = getattr(error, "ctx", None)
+        hint = f" (robench {context.info_name} --help)" if context and context.parent else ""
+        click.echo(f"error: {text}{hint}", err=True)
+        code = 2
+    except BrokenPipeError:
+        code = 1
+    except Exception as error:
+        if wants_traceback:
+            tracebacks.print_exc()
+        click.echo(
+            f"error: {type(error).__name__}: {error}. This is a fault of robench; the same command with --traceback "
+            "shows where",
+            err=True,
+        )
+        code = 70
+    sys.exit(code)

@@ -1,0 +1,129 @@
+"""Images in memory: uint8 tensors with labels, in fixed splits, found by name."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from robench.errors import DataError
+from robench.noise import permutation, seed_of
+from robench.registry import DATASETS
+
+
+class Split(StrEnum):
+    """Parts of a data set. Training and every choice made while training read `train` and `validation` only."""
+
+    TRAIN = "train"
+    VALIDATION = "validation"
+    TEST = "test"
+
+
+@dataclass(frozen=True)
+class Images:
+    """Labelled images held in memory.
+
+    Attributes:
+        name: the name of the data set.
+        split: which part of it.
+        pixels: (n, channels, height, width), uint8.
+        y: labels, (n,), int64.
+        classes: how many classes there are.
+
+    Raises:
+        DataError: if shapes, types or labels do not fit together.
+    """
+
+    name: str
+    split: Split
+    pixels: Tensor
+    y: Tensor
+    classes: int
+
+    def __post_init__(self) -> None:
+        """Refuse what no evaluation could use."""
+        if self.pixels.ndim != 4 or self.pixels.dtype != torch.uint8:
+            raise DataError(f"{self.name}: expected uint8 images NCHW, not {tuple(self.pixels.shape)} {self.pixels.dtype}")
+        if len(self.pixels) == 0 or self.y.shape != (len(self.pixels),) or self.y.dtype != torch.int64:
+            raise DataError(f"{self.name}: {len(self.pixels)} images with labels {tuple(self.y.shape)} {self.y.dtype}")
+        outside = ((self.y < 0) | (self.y >= self.classes)).nonzero()
+        if len(outside):
+            first = int(outside[0])
+            raise DataError(
+                f"{self.name}: label {int(self.y[first])} of image {first} is not in 0 to {self.classes - 1}"
+            )
+
+    def __len__(self) -> int:
+        """How many images."""
+        return len(self.pixels)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width."""
+        channels, height, width = self.pixels.shape[1:]
+        return channels, height, width
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of shape, pixels and labels."""
+        digest = hashlib.sha256(repr((tuple(self.pixels.shape), self.classes)).encode())
+        digest.update(self.pixels.cpu().contiguous().numpy().tobytes())
+        digest.update(self.y.cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+    def x(self, index: Tensor | slice = slice(None)) -> Tensor:
+        """Some images as float32 in [0, 1], on the device that holds them."""
+        return self.pixels[index].to(torch.float32).div_(255)
+
+    def take(self, index: Tensor | slice, split: Split | None = None) -> Images:
+        """The images at some positions, as a data set of their own."""
+        return Images(self.name, split or self.split, self.pixels[index], self.y[index], self.classes)
+
+    def to(self, device: torch.device) -> Images:
+        """The same images on a device."""
+        return Images(self.name, self.split, self.pixels.to(device), self.y.to(device), self.classes)
+
+
+def load(name: str, split: Split, root: Path) -> Images:
+    """One part of a data set.
+
+    Args:
+        name: a registered name, `imagefolder:PATH` or `module:function`.
+        split: `train` (with the validation images still inside, see `hold_out`) or `test`.
+        root: the folder where downloads are kept.
+
+    Raises:
+        UsageError: if nobody knows the name.
+        DataError: if the files are absent or damaged.
+    """
+    entry = DATASETS.entry(name)
+    loader = DATASETS.load(entry)
+    images: Images = loader(split=split, root=root, **entry.options)
+    return Images(entry.name, split, images.pixels, images.y, images.classes)
+
+
+def hold_out(images: Images, count: int) -> tuple[Images, Images | None]:
+    """Cut a validation split from training images; which images is fixed for good by the data set's name.
+
+    Args:
+        images: all training images.
+        count: how many to hold out.
+
+    Returns:
+        Training and validation images; None in place of the latter when count is 0.
+
+    Raises:
+        DataError: if that would leave no training images.
+    """
+    if not 0 <= count < len(images):
+        raise DataError(f"{images.name}: cannot hold out {count} of {len(images)} training images; lower `validation`")
+    if count == 0:
+        return images, None
+    order = permutation(seed_of("validation", images.name), len(images))
+    held, kept = order[:count].sort().values, order[count:].sort().values
+    return images.take(kept), images.take(held, Split.VALIDATION)

@@ -1,0 +1,59 @@
+"""Data sets through torchvision, which checks the digest of every file it reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+from robench.data import Images, Split
+from robench.errors import DataError
+
+# what to put where when there is no network: the file to fetch, and the folder below the root
+_FILES = {
+    "CIFAR10": ("cifar-10-python.tar.gz", "cifar-10-batches-py"),
+    "CIFAR100": ("cifar-100-python.tar.gz", "cifar-100-python"),
+    "SVHN": ("train_32x32.mat and test_32x32.mat", ""),
+    "MNIST": ("train-images-idx3-ubyte.gz and its three sisters", "MNIST/raw"),
+    "FashionMNIST": ("train-images-idx3-ubyte.gz and its three sisters", "FashionMNIST/raw"),
+    "STL10": ("stl10_binary.tar.gz", "stl10_binary"),
+}
+
+
+def load(*, name: str, split: Split, root: Path) -> Images:
+    """One part of a torchvision data set, downloaded when absent.
+
+    Raises:
+        DataError: if it is absent and cannot be downloaded; the message names the folder, the file and the remedy.
+    """
+    from torchvision import datasets
+
+    test = split is Split.TEST
+    by_split = {"split": "test" if test else "train"}
+    arguments: dict[str, Any] = by_split if name in ("SVHN", "STL10") else {"train": not test}
+    cls = getattr(datasets, name)
+    try:
+        found = cls(str(root), download=False, **arguments)
+    except (RuntimeError, OSError):
+        found = _download(cls, name, root, arguments)
+    data = numpy.asarray(found.data)
+    pixels = torch.from_numpy(numpy.ascontiguousarray(data))
+    if name in ("CIFAR10", "CIFAR100"):
+        pixels = pixels.permute(0, 3, 1, 2).contiguous()
+    elif pixels.ndim == 3:
+        pixels = pixels[:, None]
+    y = torch.as_tensor(numpy.asarray(found.labels if name in ("SVHN", "STL10") else found.targets), dtype=torch.int64)
+    return Images(name, split, pixels, y, 100 if name == "CIFAR100" else 10)
+
+
+def _download(cls: Any, name: str, root: Path, arguments: dict[str, Any]) -> Any:
+    file, folder = _FILES[name]
+    try:
+        return cls(str(root), download=True, **arguments)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise DataError(
+            f"{name} is not in {root.resolve()} and cannot be downloaded ({type(error).__name__}). Fetch {file} where "
+            f"there is a network, put it into {root.resolve() / folder} (archives unpacked), or name another folder with --data"
+        ) from error

@@ -1,0 +1,50 @@
+"""What a person can mend: errors whose text is one line that names the next step."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RobenchError(Exception):
+    """The root of every error robench raises on purpose; its text is one line for a person."""
+
+
+class UsageError(RobenchError):
+    """What was asked for does not exist or cannot be: a name, a threat, an option, a recipe key."""
+
+
+class DataError(RobenchError):
+    """Images or labels that are absent or not what an evaluation may use."""
+
+
+class CheckpointError(RobenchError):
+    """A checkpoint that is missing, damaged, or of another architecture than asked for."""
+
+
+class StoreError(RobenchError):
+    """A folder or record that cannot be read or written."""
+
+
+class TrainingError(RobenchError):
+    """Training that cannot start or must stop, such as a loss that is no longer finite."""
+
+
+class AttackError(RobenchError):
+    """An attack that cannot run on this model or threat, or whose output breaks the contract."""
+
+
+def nearest(given: str, known: Iterable[str]) -> str | None:
+    """The known name closest to what was typed, or None when nothing is close."""
+    names = list(known)
+    folded = {name.lower().replace("_", "-"): name for name in names}
+    close = difflib.get_close_matches(given.lower().replace("_", "-"), folded, n=1, cutoff=0.55)
+    return folded[close[0]] if close else None
+
+
+def unknown(kind: str, given: str, known: Iterable[str], next_step: str) -> UsageError:
+    """The error for a name nobody knows: what was given, the nearest match, and where to look."""
+    names = sorted(known)
+    match = nearest(given, names)
+    guess = f" Did you mean {match!r}?" if match else ""
+    return UsageError(f"unknown {kind} {given!r}.{guess} ({len(names)} known: {next_step})")

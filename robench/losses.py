@@ -1,0 +1,98 @@
+"""Losses as pure functions of logits or embeddings, one value per image, so that a sum never mixes images by scale."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from robench.errors import UsageError
+
+Positives = Literal["per-pair", "in-log"]
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """-log softmax(logits)[y] for each image, (n,)."""
+    return F.cross_entropy(logits, y, reduction="none")
+
+
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    """The largest wrong logit minus the right one, (n,); positive where the model errs.
+
+    Source: Carlini & Wagner 2017, f6.
+    """
+    right = logits.gather(1, y[:, None]).squeeze(1)
+    wrong = logits.scatter(1, y[:, None], -torch.inf).amax(1)
+    return wrong - right
+
+
+def dlr(logits: Tensor, y: Tensor) -> Tensor:
+    """The difference-of-logits ratio, invariant to shifts and scales of the logits, (n,); needs three classes.
+
+    Source: Croce & Hein 2020, eq. 6.
+    """
+    ranked = logits.sort(dim=1).values
+    return margin(logits, y) / (ranked[:, -1] - ranked[:, -3] + 1e-12)
+
+
+def kl(teacher: Tensor, student: Tensor) -> Tensor:
+    """KL(softmax(teacher) || softmax(student)) for each image, (n,); gradients flow into both."""
+    return F.kl_div(F.log_softmax(student, 1), F.log_softmax(teacher, 1), reduction="none", log_target=True).sum(1)
+
+
+def contrastive(
+    views: Sequence[Tensor],
+    *,
+    temperature: float,
+    positives: Positives = "per-pair",
+    anchors: Sequence[int] | None = None,
+    detach_keys: bool = False,
+) -> Tensor:
+    """The contrastive loss of each anchor, for any number of views of the same n images.
+
+    With s the cosine similarity over the temperature, an anchor u of image i, P its other views, and K every vector but u:
+
+        per-pair:  sum over p in P of  -log( exp s(u,p) / sum over k in K of exp s(u,k) )
+        in-log:    -log( sum over p in P of exp s(u,p) / sum over k in K of exp s(u,k) )
+
+    With two views both are NT-Xent.
+
+    Args:
+        views: V embeddings (n, d), not normalised, row i of each from image i; softmax in float32.
+        temperature: the divisor of the cosine similarity.
+        positives: whether the sum over positives stands outside or inside the logarithm.
+        anchors: which views serve as anchors; all when None.
+        detach_keys: let gradients reach anchors only, not the vectors they are compared with.
+
+    Returns:
+        The loss of each anchor, (len(anchors) * n,), view by view.
+
+    Raises:
+        UsageError: for a batch of one image, which has nothing to be told apart from.
+
+    Source: Chen et al. 2020 (SimCLR), eq. 1; Kim et al. 2020 (RoCL), eq. 3 and 6.
+    Differs: the RoCL paper has "in-log" with the first view as anchor; its released code has "per-pair", every view an
+        anchor, and detached keys.
+    """
+    chosen = list(range(len(views)) if anchors is None else anchors)
+    n = len(views[0])
+    if n < 2:
+        raise UsageError("a contrastive loss needs at least two images a step: raise stage.N.batch")
+    z = [F.normalize(view.float(), dim=1) for view in views]
+    keys = torch.cat(z)
+    similarity = torch.cat([z[a] for a in chosen]) @ (keys.detach() if detach_keys else keys).T / temperature
+    row = torch.arange(len(chosen) * n, device=keys.device)
+    image = row % n
+    own = torch.as_tensor(chosen, device=keys.device).repeat_interleave(n) * n + image
+    itself = torch.zeros_like(similarity, dtype=torch.bool)
+    itself[row, own] = True
+    log_all = similarity.masked_fill(itself, -torch.inf).logsumexp(1)
+    places = image[:, None] + n * torch.arange(len(views), device=keys.device)
+    friends = similarity.gather(1, places)  # the views of the anchor's own image, the anchor among them
+    absent = places == own[:, None]
+    if positives == "in-log":
+        return log_all - friends.masked_fill(absent, -torch.inf).logsumexp(1)
+    return (len(views) - 1) * log_all - friends.masked_fill(absent, 0).sum(1)

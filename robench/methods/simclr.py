@@ -1,0 +1,54 @@
+"""SimCLR: contrastive learning of two views, without labels and without an adversary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from robench.errors import UsageError
+from robench.losses import contrastive
+from robench.models import Nets
+from robench.protocols import Batch, Moment
+
+
+@dataclass(frozen=True)
+class SimCLR:
+    """NT-Xent between two augmented views of each image.
+
+    Attributes:
+        temperature: of the softmax over similarities.
+        hidden: width of the projector's hidden layer.
+        dimensions: of the embedding.
+
+    Source: Chen et al. 2020, eq. 1; projector as in RoCL's code (two layers, biases, no batch normalisation).
+    """
+
+    views: ClassVar[tuple[str, ...]] = ("augmented", "augmented")
+    trains: ClassVar[tuple[str, ...]] = ("encoder", "projector")
+    supervised: ClassVar[bool] = False
+    select: ClassVar[str] = "last"
+
+    temperature: float = 0.5
+    hidden: int = 2048
+    dimensions: int = 128
+
+    def __post_init__(self) -> None:
+        """Refuse a temperature that cannot divide."""
+        if not self.temperature > 0:
+            raise UsageError(f"temperature must be above 0, not {self.temperature}")
+
+    def heads(self, features: int, classes: int) -> dict[str, nn.Module]:
+        """The projector."""
+        return {
+            "projector": nn.Sequential(
+                nn.Linear(features, self.hidden), nn.ReLU(), nn.Linear(self.hidden, self.dimensions)
+            )
+        }
+
+    def terms(self, nets: Nets, batch: Batch, at: Moment) -> dict[str, Tensor]:
+        """`contrastive`: the mean NT-Xent over both views as anchors."""
+        z = nets.project(torch.cat(batch.views)).chunk(2)
+        return {"contrastive": contrastive(z, temperature=self.temperature).mean()}

@@ -1,0 +1,55 @@
+"""TRADES: accuracy on clean images, and agreement between a clean image and its neighbours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robench.attacks.ascent import ascend
+from robench.door import frozen
+from robench.geometry import project
+from robench.losses import cross_entropy, kl
+from robench.methods.standard import Standard
+from robench.models import Nets
+from robench.noise import normal
+from robench.protocols import Batch, Moment
+
+
+@dataclass(frozen=True)
+class TRADES(Standard):
+    """Cross-entropy(f(x), y) + beta * KL(f(x) || f(adv)), where adv maximises the second term.
+
+    The clean logits do not change during the attack, so they are computed once. The attack starts a little off the
+    clean image, because at the image itself the KL term has no gradient.
+
+    Attributes:
+        beta: weight of the second term.
+        steps: of the inner maximisation.
+        step: their length as a fraction of eps.
+        start: deviation of the normal noise the attack starts from, in pixels of [0, 1].
+
+    Source: Zhang et al. 2019, eq. 5 and algorithm 1.
+    """
+
+    select = "robust"
+
+    beta: float = 6.0
+    steps: int = 10
+    step: float = 0.25
+    start: float = 0.001
+
+    def terms(self, nets: Nets, batch: Batch, at: Moment) -> dict[str, Tensor]:
+        """`ce` on clean images and `kl`, already times beta."""
+        (x,) = batch.views
+        start = project(x + self.start * normal(batch.generator, x.shape, x.device), x, at.threat)
+        with frozen(nets):
+            with torch.no_grad():
+                clean = nets(x)
+            adv = ascend(lambda adv: kl(clean, nets(adv)), x, start, at.threat, steps=self.steps, step=self.step)
+        logits = nets(x)
+        return {
+            "ce": cross_entropy(logits, batch.y).mean(),
+            "kl": self.beta * kl(logits, nets(adv)).mean(),
+        }

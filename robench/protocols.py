@@ -1,0 +1,129 @@
+"""The shapes that attacks, methods and monitors have; anything of the right shape fits, without inheritance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+from robench.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from robench.models import Nets
+    from robench.threat import ThreatModel
+
+Classifier: TypeAlias = "Callable[[Tensor], Tensor]"
+
+
+class Attack(Protocol):
+    """Proposes adversarial images; the evaluator alone decides whether they count.
+
+    An attack is a frozen dataclass with a field `threat`; its other fields are its options. A class attribute
+    `whole = True` asks for all images in one call (the attack then makes its own batches).
+    """
+
+    def __call__(self, model: Classifier, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Tensor:
+        """Perturb a batch.
+
+        Args:
+            model: maps images to logits; in eval mode, parameters frozen.
+            x: clean images, (n, channels, height, width), float32 in [0, 1].
+            y: labels, (n,), int64.
+            generator: the only source of randomness; `robench.noise` draws per image from it.
+
+        Returns:
+            Images of the same shape inside the threat's ball and inside [0, 1].
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a method sees of the data at one step.
+
+    Attributes:
+        views: one tensor per entry of the method's `views`, each (n, channels, height, width) in [0, 1].
+        y: labels, (n,), int64. Self-supervised methods do not read it.
+        generator: randomness for attacks, keyed by (seed, stage, epoch, image).
+    """
+
+    views: tuple[Tensor, ...]
+    y: Tensor
+    generator: torch.Generator
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where training is: the epoch of how many, and the threat the recipe trains against."""
+
+    epoch: int
+    epochs: int
+    recipe_threat: ThreatModel | None
+
+    @property
+    def threat(self) -> ThreatModel:
+        """The threat to train against.
+
+        Raises:
+            UsageError: if the recipe names none.
+        """
+        if self.recipe_threat is None:
+            raise UsageError("this method trains against a threat and the recipe names none: --set threat=linf-8/255")
+        return self.recipe_threat
+
+
+class Method(Protocol):
+    """How to train: which views, which networks, and the terms whose sum is the loss.
+
+    A method is a frozen dataclass whose fields are its options.
+
+    Attributes:
+        views: `augmented` or `original` for each view it wants.
+        trains: names of the networks that learn; all others are frozen and in eval mode.
+        supervised: whether it reads labels.
+        select: what picks the best epoch on the validation split: `clean`, `robust`, or `last` for no choice.
+    """
+
+    @property
+    def views(self) -> tuple[str, ...]: ...  # noqa: D102
+    @property
+    def trains(self) -> tuple[str, ...]: ...  # noqa: D102
+    @property
+    def supervised(self) -> bool: ...  # noqa: D102
+    @property
+    def select(self) -> str: ...  # noqa: D102
+
+    def heads(self, features: int, classes: int) -> dict[str, nn.Module]:
+        """Fresh networks this stage adds on top of an encoder with that many features."""
+        ...
+
+    def terms(self, nets: Nets, batch: Batch, at: Moment) -> dict[str, Tensor]:
+        """Named scalar tensors whose sum is the loss to minimise."""
+        ...
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One moment of a running task, for whoever watches.
+
+    Attributes:
+        task: which task; equal texts are the same bar.
+        done: units finished.
+        total: units in all.
+        values: what to show beside the bar, such as the current loss.
+    """
+
+    task: str
+    done: float
+    total: float
+    values: Mapping[str, str] = field(default_factory=dict)
+
+
+Monitor: TypeAlias = Callable[[Progress], None]
+
+
+def unwatched(progress: Progress) -> None:
+    """A monitor that shows nothing."""

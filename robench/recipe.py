@@ -1,0 +1,214 @@
+"""Recipes: what to train, on what, stage by stage, and what the paper published; read from TOML."""
+
+from __future__ import annotations
+
+import copy
+import math
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from robench.errors import UsageError, unknown
+from robench.registry import DATASETS, METHODS, MODELS
+from robench.spec import assign, build
+from robench.threat import ThreatModel
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """How weights move. `lr` is the peak of the schedule."""
+
+    lr: float
+    name: Literal["sgd", "lars"] = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    nesterov: bool = False
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How the learning rate moves, as a pure function of progress.
+
+    Attributes:
+        name: `constant`, `cosine` (to zero), or `step`.
+        warmup: epochs of linear rise to the peak; cosine and step count epochs from the start of the stage.
+        drops: for `step`, the epochs from which the rate is multiplied by `factor` once more.
+        factor: for `step`.
+    """
+
+    name: Literal["constant", "cosine", "step"] = "constant"
+    warmup: float = 0.0
+    drops: tuple[int, ...] = ()
+    factor: float = 0.1
+
+    def rate(self, epoch: float, epochs: int) -> float:
+        """The share of the peak learning rate at a moment, `epoch` counting fractions of epochs."""
+        if epoch < self.warmup:
+            return epoch / self.warmup
+        if self.name == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * (epoch - self.warmup) / max(epochs - self.warmup, 1e-9)))
+        if self.name == "step":
+            return self.factor ** sum(epoch >= drop for drop in self.drops)
+        return 1.0
+
+
+@dataclass(frozen=True)
+class Augment:
+    """How an augmented view is made; see `robench.augment`.
+
+    Attributes:
+        name: `none`, `crop-flip` or `simclr`.
+        flip: mirror half of the images.
+        pad: for `crop-flip`, how far a crop may shift, in pixels.
+        area: for `simclr`, the smallest share of the image a crop may have.
+        jitter: for `simclr`, the strength of brightness, contrast and saturation.
+        hue: for `simclr`, the strength of the hue shift.
+        grey: for `simclr`, the probability of a grey image.
+    """
+
+    name: Literal["none", "crop-flip", "simclr"] = "none"
+    flip: bool = True
+    pad: int = 4
+    area: float = 0.08
+    jitter: float = 0.4
+    hue: float = 0.1
+    grey: float = 0.2
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One method for some epochs.
+
+    Attributes:
+        method: a registered method or `module:object`.
+        epochs: how many.
+        batch: images a step.
+        optimiser: how weights move.
+        schedule: how the learning rate moves.
+        augment: what `augmented` means for the method's views.
+        options: the method's own fields.
+    """
+
+    method: str
+    epochs: int
+    batch: int
+    optimiser: Optimiser
+    schedule: Schedule = field(default_factory=Schedule)
+    augment: Augment = field(default_factory=Augment)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse stages that train nothing."""
+        if self.epochs < 1 or self.batch < 1:
+            raise UsageError(f"stage {self.method!r}: epochs ({self.epochs}) and batch ({self.batch}) must be at least 1")
+
+
+@dataclass(frozen=True)
+class Published:
+    """One figure of a paper.
+
+    Attributes:
+        table: where it stands.
+        attack: how it was attacked, or `clean`.
+        accuracy: as a fraction.
+        threat: the threat, if any.
+        note: what else matters, such as why it is suspect.
+    """
+
+    table: str
+    attack: str
+    accuracy: float
+    threat: ThreatModel | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything a training run depends on besides the seed.
+
+    Attributes:
+        name: of the recipe, and by default of the run.
+        summary: one line for `robench list recipes`.
+        group: how tables group it: `supervised` or `self-supervised`.
+        dataset: a registered data set.
+        model: a registered encoder.
+        stages: what happens, in order; `[[stage]]` in TOML.
+        threat: what it trains against, if anything.
+        normalise: whether the model begins by normalising pixels.
+        validation: training images held out for every choice made while training.
+        source: the paper.
+        differs: where this recipe departs from it.
+        published: the paper's figures.
+    """
+
+    name: str
+    dataset: str
+    model: str
+    stage: tuple[Stage, ...]
+    summary: str = ""
+    group: Literal["supervised", "self-supervised"] = "supervised"
+    threat: ThreatModel | None = None
+    normalise: bool = False
+    validation: int = 1000
+    source: str = ""
+    differs: tuple[str, ...] = ()
+    published: tuple[Published, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse recipes without stages and names nobody knows."""
+        if not self.stage:
+            raise UsageError(f"recipe {self.name!r} has no [[stage]]")
+        DATASETS.entry(self.dataset)
+        MODELS.entry(self.model)
+        for stage in self.stage:
+            METHODS.entry(stage.method)
+
+
+def folder() -> Path:
+    """Where the recipes that come with robench are: in the package, or beside it in a checkout."""
+    inside = Path(__file__).parent / "baselines"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "baselines"
+
+
+def names() -> list[str]:
+    """The recipes that come with robench."""
+    return sorted(path.stem for path in folder().glob("*.toml"))
+
+
+def read(name: str) -> dict[str, Any]:
+    """The table of a recipe, by its name or the path of a TOML file.
+
+    Raises:
+        UsageError: if there is no such recipe, or it is not TOML.
+    """
+    path = Path(name) if name.endswith(".toml") else folder() / f"{name}.toml"
+    if not path.is_file():
+        if name.endswith(".toml"):
+            raise UsageError(f"there is no recipe file {name}; recipes by name: robench list recipes")
+        raise unknown("recipe", name, names(), "robench list recipes")
+    try:
+        table = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not TOML: {error}") from error
+    return {"name": path.stem, **table}
+
+
+def load(name: str, changes: Iterable[tuple[str, Any]] = ()) -> Recipe:
+    """A recipe, with some values changed.
+
+    Args:
+        name: its name, or the path of a TOML file.
+        changes: pairs of a path, such as `stage.0.epochs`, and a value.
+
+    Raises:
+        UsageError: for an unknown name, key, or value; key errors carry their TOML path.
+    """
+    table = copy.deepcopy(read(name))
+    for path, value in changes:
+        assign(table, path, value)
+    try:
+        return build(Recipe, table)
+    except UsageError as error:
+        raise UsageError(f"recipe {name}: {error}") from None

@@ -1,0 +1,283 @@
+"""Every name robench knows, and the three doors by which names enter.
+
+A name is a row of a built-in table here, a `module:object` text (also `path/to/file.py:object`), or an entry point of an
+installed package in the group `robench.methods`, `.attacks`, `.datasets` or `.models`. Tables hold texts only: nothing is
+imported until a named object is used, so listing is instant and a plug-in nobody names never runs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+from robench.errors import UsageError, unknown
+from robench.spec import assignment
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of a registry.
+
+    Attributes:
+        name: what people type. A name that ends in ":" is a family: what is typed after it fills the option `family`.
+        target: where the object lives, as `module:object`.
+        summary: one line for `robench list`.
+        options: values this row fixes; a person may override them after an `@`.
+        facts: further columns for `robench list`, such as norms and paper.
+        family: the option that the text after a family name fills.
+        version: raised whenever the row's results change, so that old cells are not mistaken for new ones.
+    """
+
+    name: str
+    target: str
+    summary: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, str] = field(default_factory=dict)
+    family: str = ""
+    version: int = 1
+
+
+class Registry:
+    """A table of names, open to `module:object` texts and to entry points.
+
+    Args:
+        kind: what the names are, for messages: `attack`, `method`, `dataset` or `model`.
+        entries: the built-in rows.
+
+    Raises:
+        ValueError: if two rows have the same name.
+    """
+
+    def __init__(self, kind: str, entries: Iterable[Entry]) -> None:
+        self.kind = kind
+        self.rows: dict[str, Entry] = {}
+        for entry in entries:
+            if entry.name in self.rows:
+                raise ValueError(f"{kind} {entry.name!r} is registered twice")
+            self.rows[entry.name] = entry
+
+    def plugins(self) -> dict[str, EntryPoint]:
+        """The entry points of installed packages, by name; none is imported.
+
+        Raises:
+            UsageError: if a plug-in takes a built-in name, or two take the same.
+        """
+        found: dict[str, EntryPoint] = {}
+        for point in entry_points(group=f"robench.{self.kind}s"):
+            taken = self.rows.get(point.name) or found.get(point.name)
+            if taken is not None:
+                raise UsageError(
+                    f"the plug-in {self.kind} {point.name!r} ({point.value}) has a name that is taken; "
+                    "uninstall it, or name it by its module:object"
+                )
+            found[point.name] = point
+        return found
+
+    def names(self) -> list[str]:
+        """Every name that can be typed, built-in rows first."""
+        return [*self.rows, *self.plugins()]
+
+    def entry(self, text: str) -> Entry:
+        """The row for what was typed, with options after an `@` merged in.
+
+        Args:
+            text: `NAME`, `NAME@key=value,key=value`, `FAMILY:NAME` or `module:object`.
+
+        Returns:
+            The row; its `name` is what was typed without the options.
+
+        Raises:
+            UsageError: if nobody knows the name; the message suggests the nearest.
+        """
+        name, at, tail = text.partition("@")
+        pairs = [assignment(item) for item in tail.split(",")] if at else []
+        return self._overridden(self._row(name.strip()), dict(pairs))
+
+    def _row(self, name: str) -> Entry:
+        if name in self.rows and not self.rows[name].family:
+            return self.rows[name]
+        if (shorthand := re.fullmatch(r"pgd-(\d+)(?:x(\d+))?", name)) and self.kind == "attack":
+            options = {"steps": int(shorthand[1]), "restarts": int(shorthand[2] or 1)}
+            return replace(self.rows["pgd"], name=name, options=options)
+        if ":" in name:
+            prefix, _, rest = name.partition(":")
+            family = self.rows.get(f"{prefix}:")
+            if family is None:
+                return Entry(name, target=name, summary="by module:object")
+            if not rest:
+                raise UsageError(f"{self.kind} {name!r}: write {prefix}:{family.family.upper()}")
+            return replace(family, name=name, options={**family.options, family.family: rest})
+        plugin = self.plugins().get(name)
+        if plugin is not None:
+            return Entry(name, plugin.value, summary="plug-in")
+        raise unknown(self.kind, name, self.names(), f"robench list {self.kind}s")
+
+    def _overridden(self, row: Entry, given: Mapping[str, Any]) -> Entry:
+        return replace(row, options={**row.options, **given}) if given else row
+
+    def load(self, entry: Entry) -> Any:
+        """Import what a row points to.
+
+        Raises:
+            UsageError: if the module or the object is not there.
+        """
+        module, _, name = entry.target.rpartition(":")
+        try:
+            found: Any = _module(module)
+            for part in name.split("."):
+                found = getattr(found, part)
+        except (ImportError, AttributeError, OSError) as error:
+            raise UsageError(f"{self.kind} {entry.name!r}: cannot import {entry.target!r}: {error}") from error
+        return found
+
+
+def _module(name: str) -> Any:
+    """Import a module by dotted name or by the path of its file."""
+    if not name.endswith(".py"):
+        return importlib.import_module(name)
+    path = Path(name).resolve()
+    dotted = f"robench_file_{path.stem}"
+    spec = importlib.util.spec_from_file_location(dotted, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise ImportError(f"there is no file {path}")
+    module = sys.modules[dotted] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+METHODS = Registry(
+    "method",
+    [
+        Entry("standard", "robench.methods.standard:Standard", "cross-entropy on augmented images, no adversary"),
+        Entry("pgd-at", "robench.methods.pgd_at:PGDAT", "adversarial training on PGD examples (Madry et al. 2018)"),
+        Entry("trades", "robench.methods.trades:TRADES", "cross-entropy plus beta times KL to PGD (Zhang et al. 2019)"),
+        Entry("simclr", "robench.methods.simclr:SimCLR", "contrastive learning of two views (Chen et al. 2020)"),
+        Entry("rocl", "robench.methods.rocl:RoCL", "contrastive learning against instance-wise attacks (Kim et al. 2020)"),
+        Entry("linear", "robench.methods.linear:Linear", "linear evaluation (LE): a linear head on a frozen encoder"),
+        Entry("robust-linear", "robench.methods.linear:RobustLinear", "r-LE: the linear head trained on PGD examples"),
+    ],
+)
+
+_ALL = "linf l2 l1"
+ATTACKS = Registry(
+    "attack",
+    [
+        Entry(
+            "fgsm",
+            "robench.attacks.pgd:FGSM",
+            "one step of size eps from the clean image",
+            facts={"norms": _ALL, "knowledge": "white-box", "paper": "Goodfellow et al. 2015", "by": "robench"},
+        ),
+        Entry(
+            "pgd",
+            "robench.attacks.pgd:PGD",
+            "projected gradient ascent, random start; pgd-K or pgd-KxR for K steps, R restarts",
+            facts={"norms": _ALL, "knowledge": "white-box", "paper": "Madry et al. 2018", "by": "robench"},
+        ),
+        Entry(
+            "pgd-20",
+            "robench.attacks.pgd:PGD",
+            "PGD with 20 steps of eps/8",
+            options={"steps": 20, "restarts": 1},
+            facts={"norms": _ALL, "knowledge": "white-box", "paper": "Madry et al. 2018", "by": "robench"},
+        ),
+        Entry(
+            "autoattack",
+            "robench.attacks.autoattack:AutoAttack",
+            "the standard version: APGD-CE, APGD-T, FAB-T and Square in turn",
+            facts={"norms": _ALL, "knowledge": "white-box", "paper": "Croce & Hein 2020, 2021", "by": "pyautoattack"},
+        ),
+        Entry(
+            "torchattacks:",
+            "robench.attacks.torchattacks:Torchattacks",
+            "any attack of torchattacks that has an eps, as torchattacks:NAME",
+            facts={"norms": "linf l2", "knowledge": "varies", "paper": "Kim 2020", "by": "torchattacks"},
+            family="name",
+        ),
+    ],
+)
+
+DATASETS = Registry(
+    "dataset",
+    [
+        Entry(
+            "digits",
+            "robench.data.digits:load",
+            "scanned digits that ship with scikit-learn; no download",
+            facts={"images": "1,437 + 360", "shape": "1x8x8", "classes": "10", "threat": "linf-0.2"},
+        ),
+        Entry(
+            "cifar10",
+            "robench.data.torchvision:load",
+            "photographs (Krizhevsky 2009)",
+            options={"name": "CIFAR10"},
+            facts={"images": "50,000 + 10,000", "shape": "3x32x32", "classes": "10", "threat": "linf-8/255"},
+        ),
+        Entry(
+            "cifar100",
+            "robench.data.torchvision:load",
+            "photographs, fine labels (Krizhevsky 2009)",
+            options={"name": "CIFAR100"},
+            facts={"images": "50,000 + 10,000", "shape": "3x32x32", "classes": "100", "threat": "linf-8/255"},
+        ),
+        Entry(
+            "svhn",
+            "robench.data.torchvision:load",
+            "house numbers (Netzer et al. 2011)",
+            options={"name": "SVHN"},
+            facts={"images": "73,257 + 26,032", "shape": "3x32x32", "classes": "10", "threat": "linf-8/255"},
+        ),
+        Entry(
+            "mnist",
+            "robench.data.torchvision:load",
+            "handwritten digits (LeCun et al. 1998)",
+            options={"name": "MNIST"},
+            facts={"images": "60,000 + 10,000", "shape": "1x28x28", "classes": "10", "threat": "linf-0.3"},
+        ),
+        Entry(
+            "fashion-mnist",
+            "robench.data.torchvision:load",
+            "clothes (Xiao et al. 2017)",
+            options={"name": "FashionMNIST"},
+            facts={"images": "60,000 + 10,000", "shape": "1x28x28", "classes": "10", "threat": "linf-0.1"},
+        ),
+        Entry(
+            "stl10",
+            "robench.data.torchvision:load",
+            "photographs at 96 pixels (Coates et al. 2011)",
+            options={"name": "STL10"},
+            facts={"images": "5,000 + 8,000", "shape": "3x96x96", "classes": "10", "threat": "linf-8/255"},
+        ),
+        Entry(
+            "imagefolder:",
+            "robench.data.imagefolder:load",
+            "PATH/train/CLASS/IMAGE and PATH/test/CLASS/IMAGE, as imagefolder:PATH",
+            facts={"images": "yours", "shape": "yours", "classes": "yours", "threat": "linf-8/255"},
+            family="path",
+        ),
+    ],
+)
+
+MODELS = Registry(
+    "model",
+    [
+        Entry("cnn", "robench.models.cnn:cnn", "three convolutions, for digits and MNIST", facts={"features": "128"}),
+        Entry("resnet18", "robench.models.resnet:resnet18", "ResNet-18, CIFAR stem", facts={"features": "512"}),
+        Entry("resnet50", "robench.models.resnet:resnet50", "ResNet-50, CIFAR stem", facts={"features": "2048"}),
+        Entry(
+            "preact-resnet18",
+            "robench.models.resnet:preact_resnet18",
+            "pre-activation ResNet-18, CIFAR stem",
+            facts={"features": "512"},
+        ),
+        Entry("wrn-28-10", "robench.models.wrn:wrn_28_10", "Wide ResNet 28-10", facts={"features": "640"}),
+        Entry("wrn-34-10", "robench.models.wrn:wrn_34_10", "Wide ResNet 34-10", facts={"features": "640"}),
+    ],
+)

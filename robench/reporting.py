@@ -1,0 +1,269 @@
+"""Tables from results: pure functions of the records, so the same files give the same bytes. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from robench.errors import StoreError
+from robench.registry import ATTACKS
+from robench.results import Failure, Result, Subject, safe
+from robench.threat import Norm, ThreatModel
+
+if TYPE_CHECKING:
+    import pandas
+
+NORMS = list(Norm)
+ABSENT = "-"
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table, ready to render.
+
+    Attributes:
+        title: what it shows.
+        header: rows of column heads, outermost first; equal neighbours in an outer row span.
+        rows: a group label (may repeat) and the cells.
+        notes: what a reader must know.
+    """
+
+    title: str
+    header: tuple[tuple[str, ...], ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+
+
+def tables(records: Iterable[Result | Failure], which: str = "all") -> list[Table]:
+    """The paper-style tables of some records, one set per data set, images and seed; never mixed.
+
+    Args:
+        records: results and failures.
+        which: `white-box`, `transfer` or `all`.
+
+    Raises:
+        StoreError: if there is nothing of that kind.
+    """
+    everything = list(records)
+    results = [record for record in everything if isinstance(record, Result)]
+    made: list[Table] = []
+    groups = sorted({_slice(result) for result in results}, key=str)
+    for dataset, digest, count, seed in groups:
+        part = [result for result in results if _slice(result) == (dataset, digest, count, seed)]
+        many = sum(group[0] == dataset for group in groups) > 1
+        where = f"{safe(dataset)}, {count:,} test images" + (f" {digest[:8]}, attack seed {seed}" if many else "")
+        if which in ("all", "white-box") and any(not r.cell.source for r in part):
+            made.append(_white_box(part, where))
+        if which in ("all", "transfer"):
+            made += _transfer(part, where)
+    failures = [record for record in everything if isinstance(record, Failure)]
+    if not made and not failures:
+        raise StoreError(f"no {which} results among {len(everything)} records: robench evaluate, see --help")
+    if failures:
+        made.append(_failures(failures))
+    return made
+
+
+def _slice(result: Result) -> tuple[str, str, int, int]:
+    return result.subject.dataset, result.cell.data, result.cell.count, result.cell.seed
+
+
+def _white_box(results: Sequence[Result], where: str) -> Table:
+    """Rows: checkpoints, supervised first. Columns: clean, threats somebody trained against, unseen threats, worst."""
+    subjects = _subjects(results)
+    bits = {(r.cell.checkpoint, r.cell.attack, r.cell.threat): r for r in results if not r.cell.source}
+    seen = {subject.threat for subject in subjects}
+    columns = sorted(
+        {(r.cell.attack, r.cell.threat) for r in results if not r.cell.source},
+        key=lambda c: (c[1] not in seen, NORMS.index(c[1].norm), c[1].eps, _rank(c[0]), c[0]),
+    )
+    threats = list(dict.fromkeys(threat for _, threat in columns))
+    head: list[tuple[str, str, str]] = [("", "", "checkpoint"), ("", "", "clean")]
+    for threat in threats:
+        kind = "seen" if threat in seen else "unseen"
+        names = [attack for attack, at in columns if at == threat]
+        head += [(kind, str(threat), safe(name)) for name in names]
+        head += [(kind, str(threat), "worst")] if _several(results, threat) else []
+    head += [("", "", "worst of all")] if len(threats) > 1 else []
+    rows = []
+    for subject in subjects:
+        own = [r for r in results if r.cell.checkpoint == subject.sha256]
+        row = [safe(subject.name), _accuracy([own[0].clean])]
+        for threat in threats:
+            for name in [attack for attack, at in columns if at == threat]:
+                found = bits.get((subject.sha256, name, threat))
+                row.append(_accuracy([found.robust]) if found else ABSENT)
+            if _several(results, threat):
+                row.append(_accuracy([r.robust for r in own if r.cell.threat == threat]))
+        if len(threats) > 1:
+            row.append(_accuracy([r.robust for r in own]))
+        rows.append((subject.group, *row))
+    notes = [
+        "Accuracy in per cent; a robust accuracy is an upper bound, as strong as the attacks are.",
+        "seen: a checkpoint of this table trained against that threat; unseen: none did.",
+        "worst: still right under every attack of that column group, transfer included; worst of all: under every cell.",
+    ]
+    notes += [f"{safe(r.subject.name)}, {safe(r.cell.attack)}: {'; '.join(r.notes)}." for r in results if r.notes]
+    return Table(f"White-box accuracy, {where}", tuple(zip(*head, strict=True)), tuple(rows), tuple(notes))
+
+
+def _several(results: Sequence[Result], threat: ThreatModel) -> bool:
+    """Whether a threat has more than one attack or source, so that its worst case says something new."""
+    return len({(r.cell.attack, r.cell.source) for r in results if r.cell.threat == threat}) > 1
+
+
+def _transfer(results: Sequence[Result], where: str) -> list[Table]:
+    """One matrix per attack and threat: crafted on the column's model, scored on the row's."""
+    made = []
+    crossed = [r for r in results if r.cell.source]
+    kinds = {(r.cell.attack, r.cell.threat) for r in crossed}
+    for attack, threat in sorted(kinds, key=lambda c: (NORMS.index(c[1].norm), c[1].eps, _rank(c[0]), c[0])):
+        part = [r for r in results if (r.cell.attack, r.cell.threat) == (attack, threat)]
+        targets = _subjects(part)
+        sources = _ordered({r.source.sha256: r.source for r in part if r.source}.values())
+        bits = {(r.cell.checkpoint, r.cell.source): r.robust for r in part}
+        rows = []
+        for target in targets:
+            row = []
+            for source in sources:
+                own = target.sha256 == source.sha256
+                found = bits.get((target.sha256, "" if own else source.sha256))
+                row.append(ABSENT if found is None else _accuracy([found]) + ("*" if own else ""))
+            rows.append((target.group, safe(target.name), *row))
+        header = ("target \\ source", *[safe(source.name) for source in sources])
+        title = f"Black-box transfer, {safe(attack)} at {threat}, {where}"
+        note = "Accuracy in per cent of the row's model on images crafted on the column's; * white-box, the same attack."
+        made.append(Table(title, (header,), tuple(rows), (note,)))
+    return made
+
+
+def _failures(failures: Sequence[Failure]) -> Table:
+    rows = tuple(
+        ("", safe(f.subject.name), safe(f.cell.attack), str(f.cell.threat), safe(f.reason))
+        for f in sorted(failures, key=lambda f: f.cell.key)
+    )
+    return Table("Cells without a result", (("checkpoint", "attack", "threat", "reason"),), rows)
+
+
+def _subjects(results: Iterable[Result]) -> list[Subject]:
+    return _ordered({r.subject.sha256: r.subject for r in results}.values())
+
+
+def _ordered(subjects: Iterable[Subject]) -> list[Subject]:
+    """Supervised first; within a group those without a threat first, then by name."""
+    return sorted(subjects, key=lambda s: (s.group != "supervised", s.threat is not None, s.name, s.sha256))
+
+
+def _rank(attack: str) -> int:
+    """The attack's place in the registry."""
+    order = list(ATTACKS.rows)
+    return order.index(attack) if attack in order else len(order)
+
+
+def _accuracy(columns: Sequence[Sequence[bool]]) -> str:
+    """The share of images that are right in every column, in per cent, to what that many images can resolve."""
+    share = sum(map(all, zip(*columns, strict=True))) / len(columns[0])
+    return f"{100 * share:.{2 if len(columns[0]) >= 1000 else 1}f}"
+
+
+def markdown(made: Sequence[Table]) -> str:
+    """Tables as Markdown, columns aligned."""
+    return "\n".join(_markdown(table) for table in made)
+
+
+def _markdown(table: Table) -> str:
+    heads = _heads(table)
+    lines = [[_cell(head) for head in heads]]
+    last = None
+    for group, *cells in table.rows:
+        if group and group != last:
+            lines.append([f"*{group}*", *[""] * (len(heads) - 1)])
+            last = group
+        lines.append([_cell(cell) for cell in cells])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
+    text = [_row(lines[0], widths), "|" + "|".join("-" * (w + 1) + (":" if i else "-") for i, w in enumerate(widths)) + "|"]
+    text += [_row(line, widths) for line in lines[1:]]
+    notes = "".join(f"{_cell(note)}\n" for note in table.notes)
+    return f"**{_cell(table.title)}**\n\n" + "\n".join(text) + "\n" + (f"\n{notes}" if notes else "")
+
+
+def _heads(table: Table) -> list[str]:
+    """One text per column, for formats without spanning heads."""
+    return [" ".join(filter(None, parts)) for parts in zip(*table.header, strict=True)]
+
+
+def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
+    padded = [cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(cells, widths, strict=True))]
+    return "| " + " | ".join(padded) + " |"
+
+
+def _cell(text: str) -> str:
+    """Text that cannot act in Markdown or HTML."""
+    for character, escape in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("\\", "\\\\"), ("|", "\\|"), ("`", "\\`"), ("[", "\\[")):
+        text = text.replace(character, escape)
+    return text
+
+
+def tidy(records: Iterable[Result | Failure]) -> pandas.DataFrame:
+    """One row per result: what was asked, accuracies as fractions, and what it cost."""
+    import pandas
+
+    rows = [
+        {
+            "dataset": r.subject.dataset,
+            "checkpoint": r.subject.name,
+            "recipe": r.subject.recipe,
+            "group": r.subject.group,
+            "trained_against": str(r.subject.threat or ""),
+            "training_seed": r.subject.seed,
+            "source": r.source.name if r.source else "",
+            "attack": r.cell.attack,
+            "threat": str(r.cell.threat),
+            "seen": r.cell.threat == r.subject.threat,
+            "count": r.cell.count,
+            "attack_seed": r.cell.seed,
+            "clean_accuracy": sum(r.clean) / r.cell.count,
+            "robust_accuracy": sum(r.robust) / r.cell.count,
+            "largest_perturbation": r.largest,
+            "seconds": r.seconds,
+            "forwards": r.forwards,
+            "backwards": r.backwards,
+            "cell": r.cell.key,
+        }
+        for r in records
+        if isinstance(r, Result)
+    ]
+    if not rows:
+        raise StoreError("no results to list: robench evaluate --attack pgd-20")
+    order = ["dataset", "group", "checkpoint", "source", "threat", "attack", "count", "attack_seed", "cell"]
+    frame = pandas.DataFrame(rows)
+    return frame.sort_values(order, ascending=[True, False, *[True] * 7], ignore_index=True)
+
+
+def csv(records: Iterable[Result | Failure], which: str = "cells") -> str:
+    """One CSV table: `cells` is tidy, a row per result; `white-box` and `transfer` are the wide tables.
+
+    Text that a spreadsheet would run as a formula gets a leading apostrophe.
+    """
+    import pandas
+
+    if which == "cells":
+        frame = tidy(records)
+    else:
+        frames = []
+        for table in tables([r for r in records if isinstance(r, Result)], which):
+            made = pandas.DataFrame([row[1:] for row in table.rows], columns=_heads(table))
+            made.insert(0, "group", [row[0] for row in table.rows])
+            made.insert(0, "table", table.title)
+            frames.append(made)
+        frame = pandas.concat(frames, ignore_index=True)
+    text = frame.select_dtypes(include=["object", "string"]).columns
+    frame[text] = frame[text].map(_harmless)
+    return frame.to_csv(index=False, lineterminator="\n")
+
+
+def _harmless(value: object) -> object:
+    if isinstance(value, str) and value[:1] in ("=", "+", "@", "\t", "\r") or value != ABSENT and str(value)[:1] == "-":
+        return f"'{value}"
+    return value

@@ -1,0 +1,227 @@
+"""Cells and their results: what was asked, what came out, and the folder that keeps both. No torch here."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from robench import files
+from robench.errors import StoreError, UsageError
+from robench.spec import build, digest, plain
+from robench.threat import ThreatModel
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What was asked; equal cells have equal results.
+
+    Attributes:
+        checkpoint: SHA-256 of the weights under attack.
+        source: SHA-256 of the weights the images were crafted on; empty for white-box.
+        attack: the name of the attack.
+        version: of that attack's code.
+        options: all its options.
+        threat: the ball.
+        data: SHA-256 of the images and labels.
+        count: how many there are.
+        seed: of the attack's randomness.
+    """
+
+    checkpoint: str
+    source: str
+    attack: str
+    version: int
+    options: Mapping[str, Any]
+    threat: ThreatModel
+    data: str
+    count: int
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """The digest that names this cell's file."""
+        return digest(self)[:32]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a table needs to know of a checkpoint.
+
+    Attributes:
+        name: of the run.
+        recipe: the recipe's name.
+        group: `supervised` or `self-supervised`.
+        threat: what it was trained against, if anything.
+        seed: of its training.
+        dataset: the data set it is evaluated on.
+        sha256: of its weights.
+    """
+
+    name: str
+    recipe: str
+    group: str
+    threat: ThreatModel | None
+    seed: int
+    dataset: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out of a cell: one bit per image, and what it cost.
+
+    Attributes:
+        cell: what was asked.
+        subject: the checkpoint under attack.
+        source: the checkpoint the images were crafted on; None for white-box.
+        clean: for each image, whether the model was right about it.
+        robust: for each image, whether it was right and stayed right.
+        largest: the largest perturbation found, in the threat's norm.
+        seconds: of wall time.
+        forwards: images passed forward.
+        backwards: images whose gradient was computed.
+        notes: what a reader should know, such as a reduced attack.
+        provenance: versions, device, command.
+    """
+
+    cell: Cell
+    subject: Subject
+    source: Subject | None
+    clean: tuple[bool, ...]
+    robust: tuple[bool, ...]
+    largest: float
+    seconds: float
+    forwards: int
+    backwards: int
+    notes: tuple[str, ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A cell that gave no result, and why. It is never counted as robust, and is tried again when asked for again."""
+
+    cell: Cell
+    subject: Subject
+    source: Subject | None
+    reason: str
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+def pack(bits: Iterable[bool]) -> str:
+    """Bits as base64 text, eight to a byte, the first bit highest."""
+    text = "".join("1" if bit else "0" for bit in bits)
+    padded = text.ljust(-(-len(text) // 8) * 8, "0")
+    return base64.b64encode(bytes(int(padded[i : i + 8], 2) for i in range(0, len(padded), 8))).decode()
+
+
+def unpack(text: str, count: int) -> tuple[bool, ...]:
+    """The first `count` bits of `pack`'s text.
+
+    Raises:
+        ValueError: if there are not that many, or the text is not base64.
+    """
+    raw = base64.b64decode(text, validate=True)
+    if len(raw) != -(-count // 8):
+        raise ValueError(f"{len(raw)} bytes cannot hold exactly {count} bits")
+    return tuple(bool(raw[i // 8] >> (7 - i % 8) & 1) for i in range(count))
+
+
+class Store:
+    """A folder of results, one file per cell, written once.
+
+    Args:
+        folder: where; cells are in its sub-folder `cells`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, cell: Cell) -> Path:
+        """The file of a cell."""
+        return self.folder / "cells" / f"{cell.key}.json"
+
+    def get(self, cell: Cell) -> Result | Failure | None:
+        """What is known of a cell, or None.
+
+        Raises:
+            StoreError: if its file is damaged.
+        """
+        path = self.path(cell)
+        return _read(path) if path.is_file() else None
+
+    def put(self, record: Result | Failure) -> None:
+        """Keep a record. A result replaces a failure; the same result may be put twice.
+
+        Raises:
+            StoreError: if the cell already has a result with other bits, or the folder cannot be written.
+        """
+        there = self.get(record.cell)
+        if isinstance(there, Result):
+            if isinstance(record, Result) and (there.clean, there.robust) != (record.clean, record.robust):
+                raise StoreError(
+                    f"{self.path(record.cell)} holds another result for the same cell: {sum(there.robust)} robust images "
+                    f"there, {sum(record.robust)} now. Move the file away to keep the new one, and find out which is right"
+                )
+            return
+        files.write_json(self.path(record.cell), _sealed(record))
+
+    def records(self) -> Iterator[Result | Failure]:
+        """Every record, in the order of its key.
+
+        Raises:
+            StoreError: if the folder is empty or absent, or a file is damaged.
+        """
+        paths = sorted((self.folder / "cells").glob("*.json"))
+        if not paths:
+            raise StoreError(f"no results in {self.folder}: robench evaluate --attack pgd-20, or robench demo")
+        for path in paths:
+            yield _read(path)
+
+
+def _sealed(record: Result | Failure) -> dict[str, Any]:
+    table: Any = plain(record)
+    if isinstance(record, Result):
+        table["clean"], table["robust"] = pack(record.clean), pack(record.robust)
+    table = {"format": FORMAT, "kind": type(record).__name__.lower(), **table}
+    return {**table, "digest": digest(table)}
+
+
+def _read(path: Path) -> Result | Failure:
+    try:
+        table = json.loads(path.read_bytes())
+        sealed = table.pop("digest")
+        if digest(table) != sealed:
+            raise ValueError("its content is not what was written: the digest differs")
+        if table.pop("format") != FORMAT:
+            raise ValueError("it was written by another version of robench")
+        if table.pop("kind") == "failure":
+            failure: Failure = build(Failure, table)
+            record: Result | Failure = failure
+        else:
+            count = table["cell"]["count"]
+            table["clean"], table["robust"] = unpack(table["clean"], count), unpack(table["robust"], count)
+            record = build(Result, table)
+        if path.stem != record.cell.key:
+            raise ValueError(f"it describes the cell {record.cell.key}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
+        raise StoreError(f"{path} is damaged: {error}. Move it away and evaluate again") from None
+    return record
+
+
+def column(attack: str, threat: ThreatModel) -> str:
+    """How tables call an attack at a threat."""
+    return f"{attack} {threat}"
+
+
+def safe(text: str) -> str:
+    """A name as one visible line: control and direction characters shown as escapes."""
+    pattern = "[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+    return re.sub(pattern, lambda match: f"\\x{ord(match[0]):02x}", text)

@@ -1,0 +1,431 @@
+"""The one trainer: it owns data, modes, optimiser, schedule, logging and checkpoints; methods bring only their loss.
+
+Data order, augmentation and attack noise are pure functions of (seed, stage, epoch, image), so a resumed run repeats the
+uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robench import checkpoint, data, files
+from robench.attacks.pgd import PGD
+from robench.augment import augment
+from robench.checkpoint import Checkpoint
+from robench.data import Images, Split
+from robench.door import frozen
+from robench.errors import CheckpointError, StoreError, TrainingError, UsageError
+from robench.methods import method_for
+from robench.models import Nets
+from robench.noise import ImageGenerator, permutation, seed_of
+from robench.optimiser import optimiser_for
+from robench.protocols import Batch, Method, Moment, Monitor, Progress, unwatched
+from robench.provenance import provenance
+from robench.recipe import Recipe, Stage
+from robench.spec import digest, plain
+from robench.threat import ThreatModel
+
+SAVE_EVERY = 30.0  # seconds between saved states
+FULL = "full stage here"  # the progress value that tells how long a smoke run's stage would take in full
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run: the recipe and everything else it depends on.
+
+    Attributes:
+        recipe: what to train.
+        folder: where its checkpoints go.
+        seed: of initial weights, data order, augmentation and attacks.
+        device: where it computes.
+        data_root: where data sets are kept.
+        steps: stop each epoch after that many steps and each stage after one epoch (a smoke run); None for all.
+        encoder: a checkpoint whose encoder to start from.
+    """
+
+    recipe: Recipe
+    folder: Path
+    seed: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    data_root: Path = Path("data")
+    steps: int | None = None
+    encoder: Checkpoint | None = None
+
+    @property
+    def identity(self) -> str:
+        """A digest of what decides the weights."""
+        origin = self.encoder.sha256 if self.encoder else None
+        return digest({"recipe": plain(self.recipe), "seed": self.seed, "steps": self.steps, "encoder": origin})
+
+
+@dataclass
+class _State:
+    """Where a run is, as it is saved: the stage, the epochs finished in it, the best epoch's score."""
+
+    stage: int = 0
+    epoch: int = 0
+    best: float = -1.0
+    log: list[dict[str, Any]] = field(default_factory=list)
+
+
+def train(run: Run, *, resume: bool = False, monitor: Monitor = unwatched) -> Checkpoint:
+    """Train a recipe, stage by stage.
+
+    Args:
+        run: what and where.
+        resume: go on from the state an earlier, interrupted run left.
+        monitor: told about every step.
+
+    Returns:
+        The checkpoint to evaluate: the best epoch of the last stage by the validation split, where its method picks by it,
+        else the last epoch.
+
+    Raises:
+        UsageError: for a recipe that cannot be run, or a folder that holds another run.
+        DataError: if the data is absent.
+        TrainingError: if the loss stops being finite; the last good state stays.
+    """
+    files.check_writable(run.folder)
+    _check_folder(run, resume)
+    images = data.load(run.recipe.dataset, Split.TRAIN, run.data_root)
+    kept, held = data.hold_out(images, run.recipe.validation)
+    kept, held = kept.to(run.device), held.to(run.device) if held else None
+    if run.steps and held:
+        held = held.take(slice(64))
+    methods = [method_for(stage.method, stage.options) for stage in run.recipe.stage]
+    _check_stages(run, methods, images)
+
+    nets = _initial_nets(run, methods, images)
+    state, optimiser_state = _restored(run, nets, images) if resume else (_State(), None)
+    while state.stage < len(methods):
+        stage, method = run.recipe.stage[state.stage], methods[state.stage]
+        nets = _with_heads(run, nets, method, state, images)
+        _run_stage(run, nets, stage, method, kept, held, state, optimiser_state, monitor)
+        optimiser_state = None
+        state.stage, state.epoch, state.best = state.stage + 1, 0, -1.0
+    (run.folder / "state.pt").unlink(missing_ok=True)
+    return checkpoint.open_checkpoint(str(run.folder), run.folder.parent)
+
+
+def finished(run: Run) -> bool:
+    """Whether the folder holds exactly this run, trained to its end.
+
+    Raises:
+        UsageError: if it holds another run.
+    """
+    return _holds(run) and (run.folder / "last.json").exists() and not (run.folder / "state.pt").exists()
+
+
+def _holds(run: Run) -> bool:
+    """Whether the folder holds this run, finished or not; raises if it holds another."""
+    marker = run.folder / "run.json"
+    if not marker.is_file():
+        return False
+    try:
+        there = json.loads(marker.read_bytes())
+        same = there["identity"] == run.identity
+    except (ValueError, KeyError, TypeError):
+        raise StoreError(f"{marker} is damaged; choose another folder with --out") from None
+    if not same:
+        changes = _differences(there.get("recipe"), plain(run.recipe)) or ["the seed, --smoke or --encoder"]
+        raise UsageError(
+            f"{run.folder} holds another run; it differs in {', '.join(changes[:3])}. Choose another folder with --out"
+        )
+    return True
+
+
+def _check_folder(run: Run, resume: bool) -> None:
+    """Refuse a folder that holds a run, unless it is to be resumed; write down which run this one is."""
+    if finished(run):
+        raise UsageError(
+            f"{run.folder} holds this run already, finished: robench evaluate {run.folder} --attack pgd-20, "
+            "or train again into another folder with --out"
+        )
+    if _holds(run):
+        if not resume:
+            raise UsageError(
+                f"{run.folder} holds this run, unfinished: go on with --resume, or choose another folder with --out"
+            )
+        return
+    files.write_json(
+        run.folder / "run.json",
+        {
+            "identity": run.identity,
+            "recipe": plain(run.recipe),
+            "seed": run.seed,
+            "provenance": provenance(str(run.device), torch.get_num_threads()),
+        },
+    )
+
+
+def _differences(old: Any, new: Any, where: str = "") -> list[str]:
+    """The paths at which two plain values differ."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        paths = [_differences(old.get(k), new.get(k), f"{where}.{k}" if where else k) for k in {**old, **new}]
+        return [path for found in paths for path in found]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = zip(old, new, strict=True)
+        return [path for i, (a, b) in enumerate(pairs) for path in _differences(a, b, f"{where}.{i}")]
+    return [] if old == new else [where]
+
+
+def _check_stages(run: Run, methods: list[Method], images: Images) -> None:
+    """Say before any training what could only fail later."""
+    trained: set[str] = {"encoder"} if run.encoder else set()
+    for number, method in enumerate(methods):
+        if method.select not in ("clean", "robust", "last"):
+            raise UsageError(f"stage {number}: its method's `select` is {method.select!r}; use clean, robust or last")
+        if "encoder" in method.trains:
+            trained.add("encoder")
+        elif "encoder" not in trained:
+            raise UsageError(
+                f"stage {number} ({run.recipe.stage[number].method}) keeps the encoder as it is, and nothing has trained one: "
+                "name a checkpoint with --encoder, or put a stage before it"
+            )
+        if method.select == "robust" and run.recipe.threat is None:
+            raise UsageError(
+                f"stage {number} ({run.recipe.stage[number].method}) needs a threat: --set threat=linf-8/255"
+            )
+    if run.encoder and (run.encoder.recipe.model, run.encoder.shape) != (run.recipe.model, images.shape):
+        theirs = f"{run.encoder.recipe.model} for {'x'.join(map(str, run.encoder.shape))} images"
+        ours = f"{run.recipe.model} for {'x'.join(map(str, images.shape))} images"
+        raise CheckpointError(
+            f"the encoder of {run.encoder.name} is {theirs}; this recipe wants {ours}. "
+            f"Use --model {run.encoder.recipe.model} --dataset {run.encoder.recipe.dataset}"
+        )
+
+
+def _initial_nets(run: Run, methods: list[Method], images: Images) -> Nets:
+    """Networks before the first stage: random by the seed, or with the given encoder."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(run.seed, "encoder"))
+        nets = checkpoint.nets_after(run.recipe, 0, images.classes, images.shape)
+    if run.encoder:
+        nets.encoder.load_state_dict(run.encoder.load().encoder.state_dict())
+    return nets.to(run.device)
+
+
+def _with_heads(run: Run, nets: Nets, method: Method, state: _State, images: Images) -> Nets:
+    """Add the heads of a stage that is about to begin; a stage that goes on has them already."""
+    if state.epoch == 0:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of(run.seed, "heads", state.stage))
+            for name, head in method.heads(nets.encoder.features, images.classes).items():
+                nets.parts[name] = head.to(run.device)
+    return nets
+
+
+def _run_stage(
+    run: Run,
+    nets: Nets,
+    stage: Stage,
+    method: Method,
+    kept: Images,
+    held: Images | None,
+    state: _State,
+    optimiser_state: dict[str, Any] | None,
+    monitor: Monitor,
+) -> None:
+    """Train one stage from `state.epoch` to its end, saving as it goes."""
+    learning = [p for name in method.trains for p in nets.named(name).parameters()]
+    optimiser = optimiser_for(stage.optimiser, learning)
+    if optimiser_state is not None:
+        optimiser.load_state_dict(optimiser_state)
+    for parameter in nets.parameters():
+        parameter.requires_grad_(False)
+    for parameter in learning:
+        parameter.requires_grad_(True)
+    epochs = 1 if run.steps else stage.epochs
+    if state.epoch == 0:
+        (run.folder / "best.json").unlink(missing_ok=True)
+    saved = time.monotonic()
+    while state.epoch < epochs:
+        means = _run_epoch(run, nets, stage, method, kept, state, epochs, optimiser, monitor)
+        state.epoch += 1
+        row: dict[str, Any] = {"stage": state.stage, "method": stage.method, "epoch": state.epoch, **means}
+        last = state.epoch == epochs
+        if held is not None and "head" in nets.parts:
+            row |= validate(nets, held, run.recipe.threat if method.select == "robust" else None, seed=run.seed)
+        state.log.append(row)
+        describe = {
+            "recipe": run.recipe,
+            "seed": run.seed,
+            "stages": state.stage + 1,
+            "epoch": state.epoch,
+            "classes": kept.classes,
+            "shape": kept.shape,
+            "metrics": {key: value for key, value in row.items() if isinstance(value, float)},
+            "provenance": provenance(str(run.device), torch.get_num_threads()),
+        }
+        score = row.get(f"validation {method.select}", None)
+        if score is not None and score > state.best:
+            state.best = score
+            checkpoint.save(run.folder, "best", nets, **describe)
+        if last:
+            checkpoint.save(run.folder, "last", nets, **describe)
+        if last or time.monotonic() - saved > SAVE_EVERY:
+            _save_state(run, nets, optimiser, state)
+            lines = "".join(json.dumps(entry) + "\n" for entry in state.log)
+            files.write(run.folder / "metrics.jsonl", lines.encode())
+            saved = time.monotonic()
+
+
+def _run_epoch(
+    run: Run,
+    nets: Nets,
+    stage: Stage,
+    method: Method,
+    kept: Images,
+    state: _State,
+    epochs: int,
+    optimiser: torch.optim.Optimizer,
+    monitor: Monitor,
+) -> dict[str, float]:
+    """One pass over the training images; returns the mean of each term of the loss."""
+    batch_size = min(stage.batch, len(kept))
+    steps = len(kept) // batch_size
+    order = permutation(seed_of(run.seed, "order", state.stage, state.epoch), len(kept)).to(run.device)
+    at = Moment(state.epoch, epochs, run.recipe.threat)
+    nets.eval()
+    for name in method.trains:
+        nets.named(name).train()
+    totals: dict[str, Tensor] = {}
+    done = 0
+    taken = min(steps, run.steps or steps)
+    began = time.perf_counter()
+    for step in range(taken):
+        ids = order[step * batch_size : (step + 1) * batch_size]
+        batch = _batch(run, stage, method, kept, state, ids)
+        rate = stage.schedule.rate(state.epoch + (step + 1) / steps, stage.epochs)
+        for group in optimiser.param_groups:
+            group["lr"] = stage.optimiser.lr * rate
+        terms = method.terms(nets, batch, at)
+        loss = torch.stack(list(terms.values())).sum()
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        for name, term in terms.items():
+            totals[name] = totals.get(name, torch.zeros_like(term)) + term.detach()
+        done += 1
+        if done == 1 < taken:
+            began = time.perf_counter()  # the first step also warms up
+        pace = (time.perf_counter() - began) / max(done - 1, 1)
+        shown = {**_shown(totals, done, state), "steps/s": f"{1 / max(pace, 1e-9):.2f}"}
+        if run.steps:
+            shown[FULL] = duration(pace / batch_size * len(kept) * stage.epochs)
+        monitor(Progress(_title(state, stage), state.epoch * taken + done, epochs * taken, shown))
+    means = {name: (total / done).item() for name, total in totals.items()}
+    if not all(torch.isfinite(torch.tensor(value)) for value in means.values()):
+        raise TrainingError(
+            f"the loss is no longer finite in epoch {state.epoch + 1} of stage {state.stage} ({stage.method}): {means}. "
+            f"The last good state is kept; try --set stage.{state.stage}.optimiser.lr={stage.optimiser.lr / 2:g}"
+        )
+    return means
+
+
+def duration(seconds: float) -> str:
+    """A time a person can grasp: `40 s`, `12 min`, `3.1 h` or `45 days`."""
+    for limit, unit, name in ((90, 1, "s"), (5400, 60, "min"), (172800, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / unit:.{1 if name == 'h' else 0}f} {name}"
+    return f"{seconds / 86400:.0f} days"
+
+
+def _title(state: _State, stage: Stage) -> str:
+    return stage.method if state.stage == 0 else f"  then {stage.method}"
+
+
+def _shown(totals: Mapping[str, Tensor], done: int, state: _State) -> dict[str, str]:
+    """What the progress line says: the running means, read from the device only now and then, and the last validation."""
+    shown = {}
+    if done % 10 == 1 or not next(iter(totals.values())).is_cuda:
+        shown = {name: f"{(total / done).item():.3f}" for name, total in totals.items()}
+    if state.log and state.log[-1]["stage"] == state.stage:
+        shown |= {k: f"{100 * v:.1f} %" for k, v in state.log[-1].items() if k.startswith("validation")}
+    return shown
+
+
+def _batch(run: Run, stage: Stage, method: Method, kept: Images, state: _State, ids: Tensor) -> Batch:
+    """The views, labels and noise of some images at this epoch."""
+    x = kept.x(ids)
+    place = (run.seed, state.stage, state.epoch)
+    views = tuple(
+        augment(x, stage.augment, ImageGenerator(seed_of(*place, "view", number), ids, run.device))
+        if view == "augmented"
+        else x
+        for number, view in enumerate(method.views)
+    )
+    return Batch(views, kept.y[ids], ImageGenerator(seed_of(*place, "attack"), ids, run.device))
+
+
+def validate(nets: Nets, held: Images, threat: ThreatModel | None, *, seed: int, batch: int = 500) -> dict[str, float]:
+    """Accuracy on the validation split, clean and (given a threat) under PGD-10; as fractions."""
+    clean = robust = 0
+    with frozen(nets):
+        for first in range(0, len(held), batch):
+            part = slice(first, first + batch)
+            x, y = held.x(part), held.y[part]
+            with torch.no_grad():
+                right = nets(x).argmax(1) == y
+            clean += int(right.sum())
+            if threat is not None and right.any():
+                ids = torch.arange(first, first + len(y), device=x.device)[right]
+                noise = ImageGenerator(seed_of(seed, "validation"), ids, x.device)
+                adv = PGD(threat, steps=10)(nets, x[right], y[right], generator=noise)
+                with torch.no_grad():
+                    robust += int((nets(adv).argmax(1) == y[right]).sum())
+    found = {"validation clean": clean / len(held)}
+    return found if threat is None else {**found, "validation robust": robust / len(held)}
+
+
+def _save_state(run: Run, nets: Nets, optimiser: torch.optim.Optimizer, state: _State) -> None:
+    """Write everything a resumed run needs, in one step."""
+    stream = io.BytesIO()
+    torch.save(
+        {
+            "identity": run.identity,
+            "stage": state.stage,
+            "epoch": state.epoch,
+            "best": state.best,
+            "log": json.dumps(state.log),
+            "nets": nets.state_dict(),
+            "optimiser": optimiser.state_dict(),
+        },
+        stream,
+    )
+    content = stream.getvalue()
+    files.write(run.folder / "state.pt", hashlib.sha256(content).digest() + content)
+
+
+def _restored(run: Run, nets: Nets, images: Images) -> tuple[_State, dict[str, Any] | None]:
+    """The state an earlier run saved, put into the networks; the beginning when it saved none."""
+    path = run.folder / "state.pt"
+    if not path.is_file():
+        if (run.folder / "last.json").is_file():
+            return _State(stage=len(run.recipe.stage)), None
+        return _State(), None
+    content = path.read_bytes()
+    if hashlib.sha256(content[32:]).digest() != content[:32]:
+        raise CheckpointError(f"{path} is damaged; delete it to train from the beginning")
+    saved = torch.load(io.BytesIO(content[32:]), map_location=run.device, weights_only=True)
+    state = _State(saved["stage"], saved["epoch"], saved["best"], json.loads(saved["log"]))
+    grown = checkpoint.nets_after(run.recipe, state.stage + 1, images.classes, images.shape)
+    for name, part in grown.parts.items():
+        nets.parts[name] = part.to(run.device)
+    nets.load_state_dict(saved["nets"])
+    return state, saved["optimiser"]
+
+
+def smoke(recipe: Recipe, batch: int) -> Recipe:
+    """The same recipe with small batches, for a few steps on a machine that could not run it in full."""
+    return replace(recipe, stage=tuple(replace(stage, batch=min(stage.batch, batch)) for stage in recipe.stage))
