@@ -268,7 +268,7 @@ DATASETS = Registry(
 MODELS = Registry(
     "model",
     [
-        Entry("cnn", "robench.models.cnn:cnn", "three convolutions, for digits and MNIST", facts={"features": "128"}),
+        Entry("cnn", "robench.models.cnn:cnn", "three convolutions, for digits and MNIST", facts={"features": "256"}),
         Entry("resnet18", "robench.models.resnet:resnet18", "ResNet-18, CIFAR stem", facts={"features": "512"}),
         Entry("resnet50", "robench.models.resnet:resnet50", "ResNet-50, CIFAR stem", facts={"features": "2048"}),
         Entry(

@@ -87,8 +87,8 @@ def number(text: str, what: str) -> float:
 
 
 def _text(eps: float) -> str:
-    """The shortest text that reads back to exactly this number; 255ths stay 255ths."""
+    """The shortest text that reads back to exactly this number: `8/255`, `0.2`, `12`."""
     if eps == int(eps):
         return str(int(eps))
     levels = round(eps * 255)
-    return f"{levels}/255" if 0 < levels < 255 and levels / 255 == eps else repr(eps)
+    return min([repr(eps), f"{levels}/255"] if levels / 255 == eps else [repr(eps)], key=len)

@@ -99,4 +99,5 @@ def build_nets(model: str, shape: tuple[int, int, int], dataset: str, normalise:
         raise UsageError(f"model {model!r}: its encoder needs an attribute `features`, the width of what it returns")
     half = (0.5,) * shape[0]
     mean, std = _STATISTICS.get(dataset, (half, half))
-    return Nets(encoder, Normalise(mean, std) if normalise else nn.Identity())
+    nets = Nets(encoder, Normalise(mean, std) if normalise else nn.Identity())
+    return nets.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
