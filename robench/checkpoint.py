@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,44 +125,25 @@ def restore(nets: Nets, content: bytes, what: str, *, only: str = "") -> None:
     nets.load_state_dict(stored, strict=not only)
 
 
-def save(
-    folder: Path,
-    kind: str,
-    nets: Nets,
-    *,
-    recipe: Recipe,
-    seed: int,
-    stages: int,
-    epoch: int,
-    classes: int,
-    shape: tuple[int, int, int],
-    metrics: Mapping[str, float],
-    provenance: Mapping[str, Any],
-) -> Checkpoint:
+def save(described: Checkpoint, nets: Nets) -> Checkpoint:
     """Write weights, then the JSON that vouches for them.
+
+    Args:
+        described: everything but the digest, which comes from the weights.
+        nets: the weights.
+
+    Returns:
+        The same with the digest.
 
     Raises:
         StoreError: if the folder cannot be written.
     """
     content = save_tensors({key: tensor.detach().cpu().contiguous() for key, tensor in nets.state_dict().items()})
-    sha256 = files.sha256(content)
-    files.write(folder / f"{kind}.safetensors", content)
-    files.write_json(
-        folder / f"{kind}.json",
-        {
-            "format": FORMAT,
-            "recipe": plain(recipe),
-            "seed": seed,
-            "stages": stages,
-            "epoch": epoch,
-            "classes": classes,
-            "shape": list(shape),
-            "sha256": sha256,
-            "metrics": dict(metrics),
-            "provenance": dict(provenance),
-        },
-    )
-    return Checkpoint(folder, kind, recipe, seed, stages, epoch, classes, shape, sha256, metrics, provenance)
+    made = replace(described, sha256=files.sha256(content))
+    files.write(made.folder / f"{made.kind}.safetensors", content)
+    fields = {key: plain(value) for key, value in vars(made).items() if key not in ("folder", "kind")}
+    files.write_json(made.folder / f"{made.kind}.json", {"format": FORMAT, **fields})
+    return made
 
 
 def open_checkpoint(text: str, root: Path) -> Checkpoint:
@@ -184,7 +165,9 @@ def open_checkpoint(text: str, root: Path) -> Checkpoint:
     kinds = [kind] if kind else ["best", "last"]
     path = next((folder / f"{k}.json" for k in kinds if (folder / f"{k}.json").is_file()), None)
     if path is None:
-        raise CheckpointError(f"{folder} holds no {' or '.join(f'{k}.json' for k in kinds)}: robench train RECIPE --resume")
+        raise CheckpointError(
+            f"{folder} holds no {' or '.join(f'{k}.json' for k in kinds)}: robench train RECIPE --resume"
+        )
     try:
         table = json.loads(path.read_bytes())
         if table.pop("format") != FORMAT:
@@ -195,7 +178,9 @@ def open_checkpoint(text: str, root: Path) -> Checkpoint:
     except CheckpointError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RobenchError) as error:
-        raise CheckpointError(f"{path} is damaged ({type(error).__name__}: {error}); restore it or train it again") from None
+        raise CheckpointError(
+            f"{path} is damaged ({type(error).__name__}: {error}); restore it or train it again"
+        ) from None
 
 
 def runs(root: Path) -> list[Path]:

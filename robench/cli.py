@@ -26,7 +26,7 @@ SMOKE_STEPS = 2
 SMOKE_BATCH = 16
 
 
-class Threat(click.ParamType):
+class Threat(click.ParamType[ThreatModel]):
     """A threat model on the command line."""
 
     name = "NORM-EPS"
@@ -71,7 +71,7 @@ _device = click.option("--device", type=Choice(["auto", "cpu", "cuda", "mps"]), 
 @click.version_option(__version__, prog_name="robench")
 @click.option("--traceback", is_flag=True, help="Show the traceback of an error; goes anywhere in the line.")
 def cli(traceback: bool) -> None:
-    """Train, attack and tabulate: honest adversarial robustness tables.
+    r"""Train, attack and tabulate: honest adversarial robustness tables.
 
     \b
     robench demo                              the main job on real digits, in minutes
@@ -93,7 +93,9 @@ def cli(traceback: bool) -> None:
 @_checkpoints
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder; by default checkpoints/RECIPE.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
-@click.option("--smoke", is_flag=True, help=f"{SMOKE_STEPS} steps of {SMOKE_BATCH} images a stage, and what a full run takes.")
+@click.option(
+    "--smoke", is_flag=True, help=f"{SMOKE_STEPS} steps of {SMOKE_BATCH} images a stage, and what a full run takes."
+)
 def train(
     recipe: str,
     changes: Sequence[str],
@@ -156,7 +158,9 @@ def train(
 @click.argument("checkpoint", nargs=-1)
 @click.option("--attack", "attacks", multiple=True, required=True, help="An attack: robench list attacks. May repeat.")
 @click.option("--threat", "threats", multiple=True, type=Threat(), help="linf-8/255, l2-0.5, l1-12. May repeat.")
-@click.option("--source", "sources", multiple=True, metavar="CHECKPOINT", help="Craft on this one (transfer). May repeat.")
+@click.option(
+    "--source", "sources", multiple=True, metavar="CHECKPOINT", help="Craft on this one (transfer). May repeat."
+)
 @click.option("--count", type=int, help="The first COUNT test images; all by default.")
 @click.option("--dataset", help="Evaluate on another data set than the one trained on.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the attacks.")
@@ -289,7 +293,9 @@ def _torch_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _tell(ran: Iterable[tuple[Job, Result | Failure, bool]], quiet: bool = False) -> list[tuple[Result | Failure, bool]]:
+def _tell(
+    ran: Iterable[tuple[Job, Result | Failure, bool]], quiet: bool = False
+) -> list[tuple[Result | Failure, bool]]:
     """Say what each cell gave, as it comes."""
     from robench.results import Failure, column
     from robench.terminal import say
@@ -304,7 +310,9 @@ def _tell(ran: Iterable[tuple[Job, Result | Failure, bool]], quiet: bool = False
         elif not quiet:
             n = record.cell.count
             note = "  (was there already)" if there else f"  {record.seconds:.1f} s"
-            say(f"{what}  clean {100 * sum(record.clean) / n:.1f} %, robust {100 * sum(record.robust) / n:.1f} %, n {n}{note}")
+            say(
+                f"{what}  clean {100 * sum(record.clean) / n:.1f} %, robust {100 * sum(record.robust) / n:.1f} %, n {n}{note}"
+            )
     return told
 
 
@@ -357,12 +365,20 @@ def _listing(what: str, results: Path) -> tuple[list[str], list[list[str]]]:
             bits = () if isinstance(record, Failure) else record.robust
             robust = f"{100 * sum(bits) / len(bits):.2f}" if bits else "failed"
             cell = record.cell
-            rows.append([cell.key[:12], record.subject.name, source, cell.attack, str(cell.threat), str(cell.count), robust])
+            rows.append(
+                [cell.key[:12], record.subject.name, source, cell.attack, str(cell.threat), str(cell.count), robust]
+            )
         return ["cell", "checkpoint", "source", "attack", "threat", "n", "robust %"], rows
-    table = {kind.kind + "s": kind for kind in (registry.METHODS, registry.ATTACKS, registry.DATASETS, registry.MODELS)}[what]
+    table = {
+        kind.kind + "s": kind for kind in (registry.METHODS, registry.ATTACKS, registry.DATASETS, registry.MODELS)
+    }[what]
     facts = list(dict.fromkeys(fact for entry in table.rows.values() for fact in entry.facts))
     rows = [
-        [name + (entry.family.upper() if entry.family else ""), *[entry.facts.get(fact, "") for fact in facts], entry.summary]
+        [
+            name + (entry.family.upper() if entry.family else ""),
+            *[entry.facts.get(fact, "") for fact in facts],
+            entry.summary,
+        ]
         for name, entry in table.rows.items()
     ]
     rows += [[name, *[""] * len(facts), f"plug-in {point.value}"] for name, point in table.plugins().items()]

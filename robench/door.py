@@ -77,9 +77,11 @@ class Door(nn.Module):
                 finite or not (n, classes).
         """
         if x.ndim != 4 or not x.is_floating_point():
-            raise AttackError(f"the model was asked about a tensor {tuple(x.shape)} {x.dtype}; expected float NCHW images")
+            raise AttackError(
+                f"the model was asked about a tensor {tuple(x.shape)} {x.dtype}; expected float NCHW images"
+            )
         low, high = torch.aminmax(x.detach())
-        if not (-1e-4 <= low.item() and high.item() <= 1 + 1e-4):
+        if not (low.item() >= -1e-4 and high.item() <= 1 + 1e-4):
             raise AttackError(
                 f"the model was asked about pixels from {low.item():.4g} to {high.item():.4g}; images are in [0, 1]"
             )

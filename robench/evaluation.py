@@ -112,7 +112,9 @@ class Engine:
             for each in (checkpoint, *sources):
                 _check_fits(each, images)
             wanted = list(threats) or [_usual_threat(checkpoint)]
-            others: list[Checkpoint | None] = [s for s in sources if s.sha256 != checkpoint.sha256] if sources else [None]
+            others: list[Checkpoint | None] = (
+                [s for s in sources if s.sha256 != checkpoint.sha256] if sources else [None]
+            )
             for source in others:
                 for text in attacks:
                     for threat in wanted:
@@ -261,7 +263,9 @@ def _verify(adv: Tensor, x: Tensor, threat: ThreatModel) -> None:
         AttackError: naming the first offence.
     """
     if not bool(adv.isfinite().all()):
-        raise AttackError(f"the attack returned NaN or infinite pixels in {int((~adv.isfinite()).flatten(1).any(1).sum())} images")
+        raise AttackError(
+            f"the attack returned NaN or infinite pixels in {int((~adv.isfinite()).flatten(1).any(1).sum())} images"
+        )
     low, high = adv.aminmax()
     if low < 0 or high > 1:
         raise AttackError(f"the attack left [0, 1]: pixels from {low.item():.6g} to {high.item():.6g}")
@@ -279,12 +283,15 @@ def _check_fits(checkpoint: Checkpoint, images: Images) -> None:
             f"robench train {recipe.name} --resume"
         )
     if "head" not in nets_after(recipe, checkpoint.stages, checkpoint.classes, checkpoint.shape).parts:
-        raise CheckpointError(f"{name} is an encoder without a head: robench train linear --encoder {checkpoint.folder}")
+        raise CheckpointError(
+            f"{name} is an encoder without a head: robench train linear --encoder {checkpoint.folder}"
+        )
     if (checkpoint.classes, checkpoint.shape) != (images.classes, images.shape):
         theirs = f"{checkpoint.classes} classes of {'x'.join(map(str, checkpoint.shape))} images"
         ours = f"{images.classes} classes of {'x'.join(map(str, images.shape))} images"
         raise CheckpointError(
-            f"{name} was trained for {theirs}; {images.name} has {ours}. Evaluate it on {recipe.dataset}, or name other checkpoints"
+            f"{name} was trained for {theirs}; {images.name} has {ours}. "
+            f"Evaluate it on {recipe.dataset}, or name other checkpoints"
         )
 
 

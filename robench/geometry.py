@@ -5,6 +5,8 @@ Tensors are batches (n, ...); images lie in [0, 1]. All functions are pure.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -12,14 +14,13 @@ from robench.noise import normal, uniform
 from robench.threat import Norm, ThreatModel
 
 _TINY = 1e-12
+_ORDER = {Norm.LINF: math.inf, Norm.L2: 2, Norm.L1: 1}
 
 
 def norm_of(delta: Tensor, norm: Norm) -> Tensor:
     """The norm of each perturbation of a batch, (n,)."""
-    flat = delta.flatten(1)
-    if norm is Norm.LINF:
-        return flat.abs().amax(1)
-    return flat.norm(dim=1, p=2 if norm is Norm.L2 else 1)
+    size: Tensor = torch.linalg.vector_norm(delta.flatten(1), _ORDER[norm], dim=1)
+    return size
 
 
 def steepest(gradient: Tensor, x: Tensor, norm: Norm, *, sparsity: float = 0.05) -> Tensor:
@@ -41,7 +42,7 @@ def steepest(gradient: Tensor, x: Tensor, norm: Norm, *, sparsity: float = 0.05)
         return gradient.sign()
     flat = gradient.flatten(1)
     if norm is Norm.L2:
-        return (flat / flat.norm(dim=1, keepdim=True).clamp_min(_TINY)).view_as(gradient)
+        return gradient / _column(norm_of(flat, norm), gradient).clamp_min(_TINY)
     stuck = torch.where(flat > 0, x.flatten(1) >= 1, x.flatten(1) <= 0)
     size = flat.abs().masked_fill(stuck, 0)
     count = max(1, round(sparsity * flat.shape[1]))
@@ -70,8 +71,13 @@ def project(adv: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
     room = torch.where(delta > 0, 1 - flat, flat)
     shrink = _shrink_l2 if threat.norm is Norm.L2 else _shrink_l1
     moved = shrink(size, room, threat.eps)
-    excess = moved.norm(dim=1, keepdim=True, p=2 if threat.norm is Norm.L2 else 1) / max(threat.eps, _TINY)
+    excess = norm_of(moved, threat.norm)[:, None] / max(threat.eps, _TINY)
     return (flat + moved / excess.clamp_min(1) * delta.sign()).clamp(0, 1).view_as(x)
+
+
+def _column(values: Tensor, x: Tensor) -> Tensor:
+    """One value per image, shaped to multiply images."""
+    return values.view(-1, *[1] * (x.ndim - 1))
 
 
 def _shrink_l2(size: Tensor, room: Tensor, eps: float) -> Tensor:
@@ -80,7 +86,7 @@ def _shrink_l2(size: Tensor, room: Tensor, eps: float) -> Tensor:
     Coordinates that hit their room stay there as s grows, so each round fixes more of them and s rises to the answer;
     every round is feasible.
     """
-    scale = (eps / size.norm(dim=1, keepdim=True).clamp_min(_TINY)).clamp_max(1)
+    scale = (eps / norm_of(size, Norm.L2)[:, None].clamp_min(_TINY)).clamp_max(1)
     for _ in range(8):
         full = scale * size >= room
         spent = torch.where(full, room, 0).square().sum(1, keepdim=True)
@@ -120,10 +126,10 @@ def random_start(x: Tensor, threat: ThreatModel, generator: torch.Generator) -> 
     elif threat.norm is Norm.L2:
         direction = normal(generator, shape, device)
         radius = uniform(generator, axes, device) ** (1 / x[0].numel())
-        delta = direction / norm_of(direction, Norm.L2).view(axes).clamp_min(_TINY) * radius
+        delta = direction / _column(norm_of(direction, Norm.L2), x).clamp_min(_TINY) * radius
     else:
         exponential = -torch.log1p(-uniform(generator, shape, device))
         spare = -torch.log1p(-uniform(generator, axes, device))
-        share = exponential / (norm_of(exponential, Norm.L1).view(axes) + spare).clamp_min(_TINY)
+        share = exponential / (_column(norm_of(exponential, Norm.L1), x) + spare).clamp_min(_TINY)
         delta = share * (1 - 2 * (uniform(generator, shape, device) < 0.5).to(x.dtype))
     return (x + threat.eps * delta.to(x.dtype)).clamp(0, 1)

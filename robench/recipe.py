@@ -102,7 +102,9 @@ class Stage:
     def __post_init__(self) -> None:
         """Refuse stages that train nothing."""
         if self.epochs < 1 or self.batch < 1:
-            raise UsageError(f"stage {self.method!r}: epochs ({self.epochs}) and batch ({self.batch}) must be at least 1")
+            raise UsageError(
+                f"stage {self.method!r}: epochs ({self.epochs}) and batch ({self.batch}) must be at least 1"
+            )
 
 
 @dataclass(frozen=True)

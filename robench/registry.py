@@ -159,7 +159,9 @@ METHODS = Registry(
         Entry("pgd-at", "robench.methods.pgd_at:PGDAT", "adversarial training on PGD examples (Madry et al. 2018)"),
         Entry("trades", "robench.methods.trades:TRADES", "cross-entropy plus beta times KL to PGD (Zhang et al. 2019)"),
         Entry("simclr", "robench.methods.simclr:SimCLR", "contrastive learning of two views (Chen et al. 2020)"),
-        Entry("rocl", "robench.methods.rocl:RoCL", "contrastive learning against instance-wise attacks (Kim et al. 2020)"),
+        Entry(
+            "rocl", "robench.methods.rocl:RoCL", "contrastive learning against instance-wise attacks (Kim et al. 2020)"
+        ),
         Entry("linear", "robench.methods.linear:Linear", "linear evaluation (LE): a linear head on a frozen encoder"),
         Entry("robust-linear", "robench.methods.linear:RobustLinear", "r-LE: the linear head trained on PGD examples"),
     ],

@@ -133,7 +133,9 @@ def _transfer(results: Sequence[Result], where: str) -> list[Table]:
             rows.append((target.group, safe(target.name), *row))
         header = ("target \\ source", *[safe(source.name) for source in sources])
         title = f"Black-box transfer, {safe(attack)} at {threat}, {where}"
-        note = "Accuracy in per cent of the row's model on images crafted on the column's; * white-box, the same attack."
+        note = (
+            "Accuracy in per cent of the row's model on images crafted on the column's; * white-box, the same attack."
+        )
         made.append(Table(title, (header,), tuple(rows), (note,)))
     return made
 
@@ -182,7 +184,10 @@ def _markdown(table: Table) -> str:
             last = group
         lines.append([_cell(cell) for cell in cells])
     widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
-    text = [_row(lines[0], widths), "|" + "|".join("-" * (w + 1) + (":" if i else "-") for i, w in enumerate(widths)) + "|"]
+    text = [
+        _row(lines[0], widths),
+        "|" + "|".join("-" * (w + 1) + (":" if i else "-") for i, w in enumerate(widths)) + "|",
+    ]
     text += [_row(line, widths) for line in lines[1:]]
     notes = "".join(f"{_cell(note)}\n" for note in table.notes)
     return f"**{_cell(table.title)}**\n\n" + "\n".join(text) + "\n" + (f"\n{notes}" if notes else "")
@@ -194,13 +199,23 @@ def _heads(table: Table) -> list[str]:
 
 
 def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
-    padded = [cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(cells, widths, strict=True))]
+    padded = [
+        cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+    ]
     return "| " + " | ".join(padded) + " |"
 
 
 def _cell(text: str) -> str:
     """Text that cannot act in Markdown or HTML."""
-    for character, escape in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("\\", "\\\\"), ("|", "\\|"), ("`", "\\`"), ("[", "\\[")):
+    for character, escape in (
+        ("&", "&amp;"),
+        ("<", "&lt;"),
+        (">", "&gt;"),
+        ("\\", "\\\\"),
+        ("|", "\\|"),
+        ("`", "\\`"),
+        ("[", "\\["),
+    ):
         text = text.replace(character, escape)
     return text
 
@@ -264,6 +279,8 @@ def csv(records: Iterable[Result | Failure], which: str = "cells") -> str:
 
 
 def _harmless(value: object) -> object:
-    if isinstance(value, str) and value[:1] in ("=", "+", "@", "\t", "\r") or value != ABSENT and str(value)[:1] == "-":
+    if (isinstance(value, str) and value[:1] in ("=", "+", "@", "\t", "\r")) or (
+        value != ABSENT and str(value)[:1] == "-"
+    ):
         return f"'{value}"
     return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -56,7 +57,9 @@ def text(made: Sequence[Table], file: bool = False) -> str:
 def _rich(table: Table, columns: Sequence[int]) -> RichTable:
     drawn = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
     for i in columns:
-        drawn.add_column(Text("\n".join(row[i] for row in _levels(table))), justify="left" if i == 0 else "right", no_wrap=bool(i))
+        drawn.add_column(
+            Text("\n".join(row[i] for row in _levels(table))), justify="left" if i == 0 else "right", no_wrap=bool(i)
+        )
     last = None
     for group, *cells in table.rows:
         if group and group != last:
@@ -126,10 +129,12 @@ def _lines() -> Monitor:
 
     def monitor(progress: Progress) -> None:
         now = time.monotonic()
+        if told.get(progress.task) == math.inf:
+            return
         start = began.setdefault(progress.task, now)
         finished = progress.done >= progress.total
         if finished or now - told.setdefault(progress.task, now) >= LINE_EVERY:
-            told[progress.task] = now
+            told[progress.task] = math.inf if finished else now
             share = progress.done / max(progress.total, 1e-9)
             left = (now - start) * (1 - share) / max(share, 1e-9)
             rest = f"{now - start:.0f} s" if finished else f"{left:.0f} s left"

@@ -257,22 +257,25 @@ def _run_stage(
         if held is not None and "head" in nets.parts:
             row |= validate(nets, held, run.recipe.threat if method.select == "robust" else None, seed=run.seed)
         state.log.append(row)
-        describe = {
-            "recipe": run.recipe,
-            "seed": run.seed,
-            "stages": state.stage + 1,
-            "epoch": state.epoch,
-            "classes": kept.classes,
-            "shape": kept.shape,
-            "metrics": {key: value for key, value in row.items() if isinstance(value, float)},
-            "provenance": provenance(str(run.device), torch.get_num_threads()),
-        }
+        reached = Checkpoint(
+            folder=run.folder,
+            kind="last",
+            recipe=run.recipe,
+            seed=run.seed,
+            stages=state.stage + 1,
+            epoch=state.epoch,
+            classes=kept.classes,
+            shape=kept.shape,
+            sha256="",
+            metrics={key: value for key, value in row.items() if isinstance(value, float)},
+            provenance=provenance(str(run.device), torch.get_num_threads()),
+        )
         score = row.get(f"validation {method.select}", None)
         if score is not None and score > state.best:
             state.best = score
-            checkpoint.save(run.folder, "best", nets, **describe)
+            checkpoint.save(replace(reached, kind="best"), nets)
         if last:
-            checkpoint.save(run.folder, "last", nets, **describe)
+            checkpoint.save(reached, nets)
         if last or time.monotonic() - saved > SAVE_EVERY:
             _save_state(run, nets, optimiser, state)
             lines = "".join(json.dumps(entry) + "\n" for entry in state.log)

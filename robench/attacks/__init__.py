@@ -27,8 +27,8 @@ def attack_for(text: str, threat: ThreatModel, **overrides: Any) -> Attack:
         UsageError: for an unknown name or option.
     """
     entry = ATTACKS.entry(text)
-    cls = ATTACKS.load(entry)
-    if not (dataclasses.is_dataclass(cls) and "threat" in {field.name for field in dataclasses.fields(cls)}):
+    cls: Any = ATTACKS.load(entry)
+    if "threat" not in getattr(cls, "__dataclass_fields__", {}):
         raise UsageError(f"attack {entry.name!r}: {entry.target} must be a dataclass with a field 'threat'")
     attack: Attack = build(cls, {"threat": threat, **entry.options, **overrides}, where=f"attack {entry.name}")
     return attack

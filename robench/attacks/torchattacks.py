@@ -40,7 +40,9 @@ class Torchattacks:
         cls = _class(self.name)
         parameters = inspect.signature(cls).parameters
         if "eps" not in parameters:
-            raise UsageError(f"attack torchattacks:{self.name} has no eps, so it measures no robust accuracy at a radius")
+            raise UsageError(
+                f"attack torchattacks:{self.name} has no eps, so it measures no robust accuracy at a radius"
+            )
         unknown = [key for key in self.options if key not in parameters or key in ("model", "eps")]
         if unknown:
             known = ", ".join(key for key in parameters if key not in ("model", "eps"))

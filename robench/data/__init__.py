@@ -48,7 +48,9 @@ class Images:
     def __post_init__(self) -> None:
         """Refuse what no evaluation could use."""
         if self.pixels.ndim != 4 or self.pixels.dtype != torch.uint8:
-            raise DataError(f"{self.name}: expected uint8 images NCHW, not {tuple(self.pixels.shape)} {self.pixels.dtype}")
+            raise DataError(
+                f"{self.name}: expected uint8 images NCHW, not {tuple(self.pixels.shape)} {self.pixels.dtype}"
+            )
         if len(self.pixels) == 0 or self.y.shape != (len(self.pixels),) or self.y.dtype != torch.int64:
             raise DataError(f"{self.name}: {len(self.pixels)} images with labels {tuple(self.y.shape)} {self.y.dtype}")
         outside = ((self.y < 0) | (self.y >= self.classes)).nonzero()

@@ -100,4 +100,4 @@ def build_nets(model: str, shape: tuple[int, int, int], dataset: str, normalise:
     half = (0.5,) * shape[0]
     mean, std = _STATISTICS.get(dataset, (half, half))
     nets = Nets(encoder, Normalise(mean, std) if normalise else nn.Identity())
-    return nets.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return nets.to(memory_format=torch.channels_last)

@@ -31,9 +31,7 @@ class Block(nn.Module):
         self.convolutions = nn.ModuleList(convolutions)
         self.norms = nn.ModuleList(nn.BatchNorm2d(c.out_channels) for c in convolutions)
         same = stride == 1 and inside == outside
-        self.short = (
-            nn.Identity() if same else nn.Sequential(conv(inside, outside, 1, stride), nn.BatchNorm2d(outside))
-        )
+        self.short = nn.Identity() if same else nn.Sequential(conv(inside, outside, 1, stride), nn.BatchNorm2d(outside))
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve, normalise, add the short cut, rectify."""
