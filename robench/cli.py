@@ -195,14 +195,18 @@ def evaluate(
     check_writable(results)
 
     from robench.checkpoint import open_checkpoint, runs
-    from robench.evaluation import Engine
+    from robench.evaluation import Engine, unready
     from robench.results import Store
-    from robench.terminal import watched
+    from robench.terminal import say, watched
 
-    names = list(checkpoint) or [str(folder) for folder in runs(checkpoints)]
-    if not names:
-        raise UsageError(f"there are no checkpoints in {checkpoints}: robench train rocl, or robench demo")
-    targets = [open_checkpoint(name, checkpoints) for name in names]
+    targets = [open_checkpoint(name, checkpoints) for name in checkpoint]
+    if not checkpoint:
+        every = [open_checkpoint(str(folder), checkpoints) for folder in runs(checkpoints)]
+        targets = [each for each in every if not unready(each)]
+        for reason in filter(None, map(unready, every)):
+            say(f"left out: {reason}")
+    if not targets:
+        raise UsageError(f"there are no checkpoints to evaluate in {checkpoints}: robench train rocl, or robench demo")
     with watched() as monitor:
         engine = Engine(_torch_device(device), data_root, batch, monitor)
         jobs = engine.plan(

@@ -7,6 +7,7 @@ import os
 import queue
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from robench.threat import ThreatModel
 RECIPES = ("rocl-digits", "trades-digits", "pgd-at-digits", "simclr-digits", "standard-digits")
 SEEN = ThreatModel.parse("linf-0.2")
 UNSEEN = tuple(map(ThreatModel.parse, ("linf-0.25", "l2-0.25", "l2-0.5", "l1-1", "l1-2")))
-SUMMARY = "five methods on 8x8 scans of digits; a smoke-sized experiment, not CIFAR-10"
+SUMMARY = "five methods on 8x8 scans of digits; smoke-sized, not CIFAR-10"
 
 
 def run(
@@ -56,13 +57,15 @@ def _in_lanes(checkpoints: Path, results: Path, device: torch.device, monitor: M
         futures: list[Future[None]] = [
             pool.submit(_lane, name, checkpoints, results, str(device), events) for name in RECIPES
         ]
-        while not all(future.done() for future in futures):
-            try:
-                monitor(events.get(timeout=0.2))
-            except queue.Empty:
-                continue
-        for future in futures:
-            future.result()
+        try:
+            while not all(future.done() for future in futures):
+                with suppress(queue.Empty):
+                    monitor(events.get(timeout=0.2))
+            for future in futures:
+                future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     return [open_checkpoint(str(checkpoints / name), checkpoints) for name in RECIPES]
 
 
@@ -72,8 +75,9 @@ def _lane(name: str, checkpoints: Path, results: Path, device: str, events: queu
 
     def told(progress: Progress) -> None:
         short = name.removesuffix("-digits")
-        task = f"attack {short}" if progress.task == "evaluate" else f"train {short}: {progress.task.strip()}"
-        events.put(Progress(task, progress.done, progress.total, progress.values))
+        tasks = {"evaluate": f"attack {short}", "  then linear": f"train {short}: linear"}
+        values = {key: value.removeprefix(f"{name}: ") for key, value in progress.values.items()}
+        events.put(Progress(tasks.get(progress.task, f"train {short}"), progress.done, progress.total, values))
 
     run = training.Run(recipe.load(name), checkpoints / name, device=torch.device(device))
     if not training.finished(run):

@@ -194,14 +194,13 @@ class Engine:
             _verify(adv, x, job.cell.threat)
             with torch.no_grad():
                 robust = clean & (door(adv).argmax(1) == y)
-        largest = norm_of((adv - x).double()[clean], job.cell.threat.norm).amax().item() if clean.any() else 0.0
         return Result(
             cell=job.cell,
             subject=subjects[0],
             source=subjects[1],
             clean=tuple(clean.tolist()),
             robust=tuple(robust.tolist()),
-            largest=largest,
+            largest=_largest(adv[clean], x[clean], job.cell.threat) if clean.any() else 0.0,
             seconds=round(time.perf_counter() - began, 3),
             forwards=door.forwards + forwards,
             backwards=door.backwards + backwards,
@@ -269,23 +268,21 @@ def _verify(adv: Tensor, x: Tensor, threat: ThreatModel) -> None:
     low, high = adv.aminmax()
     if low < 0 or high > 1:
         raise AttackError(f"the attack left [0, 1]: pixels from {low.item():.6g} to {high.item():.6g}")
-    size = norm_of(adv.double() - x.double(), threat.norm).amax().item()
+    size = _largest(adv, x, threat)
     if size > threat.eps * (1 + RELATIVE) + ROUNDING[threat.norm]:
         raise AttackError(f"the attack left the ball: {threat.norm.value} norm {size:.8g}, allowed {threat.eps:.8g}")
+
+
+def _largest(adv: Tensor, x: Tensor, threat: ThreatModel) -> float:
+    """The largest perturbation of a batch, in float64 (which some accelerators lack)."""
+    return norm_of(adv.cpu().double() - x.cpu().double(), threat.norm).amax().item()
 
 
 def _check_fits(checkpoint: Checkpoint, images: Images) -> None:
     """Say before anything runs that a checkpoint cannot be evaluated on these images."""
     name, recipe = checkpoint.name, checkpoint.recipe
-    if checkpoint.stages < len(recipe.stage):
-        raise CheckpointError(
-            f"{name} is not finished ({checkpoint.stages} of {len(recipe.stage)} stages): "
-            f"robench train {recipe.name} --resume"
-        )
-    if "head" not in nets_after(recipe, checkpoint.stages, checkpoint.classes, checkpoint.shape).parts:
-        raise CheckpointError(
-            f"{name} is an encoder without a head: robench train linear --encoder {checkpoint.folder}"
-        )
+    if reason := unready(checkpoint):
+        raise CheckpointError(reason)
     if (checkpoint.classes, checkpoint.shape) != (images.classes, images.shape):
         theirs = f"{checkpoint.classes} classes of {'x'.join(map(str, checkpoint.shape))} images"
         ours = f"{images.classes} classes of {'x'.join(map(str, images.shape))} images"
@@ -293,6 +290,17 @@ def _check_fits(checkpoint: Checkpoint, images: Images) -> None:
             f"{name} was trained for {theirs}; {images.name} has {ours}. "
             f"Evaluate it on {recipe.dataset}, or name other checkpoints"
         )
+
+
+def unready(checkpoint: Checkpoint) -> str:
+    """Why a checkpoint is no classifier yet, and what to do; nothing when it is one."""
+    name, recipe = checkpoint.name, checkpoint.recipe
+    if checkpoint.stages < len(recipe.stage):
+        done = f"{checkpoint.stages} of {len(recipe.stage)} stages"
+        return f"{name} is not finished ({done}): robench train {recipe.name} --resume --out {checkpoint.folder}"
+    if "head" not in nets_after(recipe, checkpoint.stages, checkpoint.classes, checkpoint.shape).parts:
+        return f"{name} is an encoder without a head: robench train linear --encoder {checkpoint.folder}"
+    return ""
 
 
 def _usual_threat(checkpoint: Checkpoint) -> ThreatModel:

@@ -42,8 +42,8 @@ class ImageGenerator(torch.Generator):
         return super().__new__(cls)
 
     def __init__(self, seed: int, ids: Sequence[int] | Tensor, device: torch.device | str = "cpu") -> None:
-        self.seed_value = seed
-        self.keys = _mix(torch.as_tensor(ids, dtype=torch.int64, device=device) * _GOLDEN + seed)
+        place = "cpu" if torch.device(device).type == "mps" else device  # which has no 64-bit arithmetic to rely on
+        self.keys = _mix(torch.as_tensor(ids, dtype=torch.int64, device=place) * _GOLDEN + seed)
         self.drawn = 0
         self.manual_seed(seed)
 

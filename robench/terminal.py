@@ -12,6 +12,7 @@ import click
 import rich.progress as bars
 from rich import box
 from rich.console import Console
+from rich.table import Column
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -104,13 +105,13 @@ def watched() -> Iterator[Monitor]:
         yield _lines()
         return
     columns = (
-        bars.TextColumn("{task.description}"),
-        bars.BarColumn(bar_width=None),
+        bars.TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", max_width=24)),
+        bars.BarColumn(bar_width=12),
         bars.TaskProgressColumn(),
         bars.TimeRemainingColumn(elapsed_when_finished=True, compact=True),
-        bars.TextColumn("{task.fields[values]}"),
+        bars.TextColumn("{task.fields[values]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
     )
-    with bars.Progress(*columns, console=_STDERR, expand=True) as drawn:
+    with bars.Progress(*columns, console=_STDERR, expand=True, refresh_per_second=4) as drawn:
         known: dict[str, bars.TaskID] = {}
 
         def monitor(progress: Progress) -> None:

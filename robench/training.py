@@ -145,7 +145,9 @@ def _holds(run: Run) -> bool:
 
 
 def _check_folder(run: Run, resume: bool) -> None:
-    """Refuse a folder that holds a run, unless it is to be resumed; write down which run this one is."""
+    """Refuse a folder that holds a run, unless it is a smoke run or to be resumed; write down which run this one is."""
+    if run.steps and _holds(run):
+        return
     if finished(run):
         raise UsageError(
             f"{run.folder} holds this run already, finished: robench evaluate {run.folder} --attack pgd-20, "
@@ -355,7 +357,7 @@ def _shown(totals: Mapping[str, Tensor], done: int, state: _State) -> dict[str, 
         shown = {name: f"{(total / done).item():.3f}" for name, total in totals.items()}
     if state.log and state.log[-1]["stage"] == state.stage:
         shown |= {k: f"{100 * v:.1f} %" for k, v in state.log[-1].items() if k.startswith("validation")}
-    return shown
+    return {name.replace("validation", "val"): value for name, value in shown.items()}
 
 
 def _batch(run: Run, stage: Stage, method: Method, kept: Images, state: _State, ids: Tensor) -> Batch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,16 @@ _FILES = {
     "STL10": ("stl10_binary.tar.gz", "stl10_binary"),
 }
 
+# torchvision checks the archives of these when it downloads them, but not the unpacked files it reads later
+_RAW = {
+    "MNIST": {
+        "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+        "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+        "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+        "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+    }
+}
+
 
 def load(*, name: str, split: Split, root: Path) -> Images:
     """One part of a torchvision data set, downloaded when absent.
@@ -38,6 +49,7 @@ def load(*, name: str, split: Split, root: Path) -> Images:
         found = cls(str(root), download=False, **arguments)
     except (RuntimeError, OSError):
         found = _download(cls, name, root, arguments)
+    _check_raw(name, root)
     data = numpy.asarray(found.data)
     pixels = torch.from_numpy(numpy.ascontiguousarray(data))
     if name in ("CIFAR10", "CIFAR100"):
@@ -46,6 +58,15 @@ def load(*, name: str, split: Split, root: Path) -> Images:
         pixels = pixels[:, None]
     y = torch.as_tensor(numpy.asarray(found.labels if name in ("SVHN", "STL10") else found.targets), dtype=torch.int64)
     return Images(name, split, pixels, y, 100 if name == "CIFAR100" else 10)
+
+
+def _check_raw(name: str, root: Path) -> None:
+    """Check the files that torchvision reads without checking them."""
+    for file, expected in _RAW.get(name, {}).items():
+        path = root / name / "raw" / file
+        actual = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+        if actual != expected:
+            raise DataError(f"{path} is damaged (MD5 {actual}, expected {expected}): delete it and fetch it again")
 
 
 def _download(cls: Any, name: str, root: Path, arguments: dict[str, Any]) -> Any:
