@@ -10,10 +10,10 @@ from torch import Tensor
 
 from robench.attacks.ascent import ascend
 from robench.errors import UsageError
-from robench.geometry import random_start
+from robench.geometry import project, random_start
 from robench.losses import cross_entropy, dlr, margin
 from robench.protocols import Classifier
-from robench.threat import ThreatModel
+from robench.threat import Norm, ThreatModel
 
 LOSSES = {"ce": cross_entropy, "margin": margin, "dlr": dlr}
 
@@ -38,19 +38,23 @@ class FGSM:
 class PGD:
     """Projected gradient ascent from a random start, with the worst case kept over iterates and restarts.
 
+    In l1 the first half of the steps climbs in a ball three times as large, whose end is projected: the l1 ball is so
+    pointed that a climb from inside it soon sits in a corner.
+
     An image is returned at its latest iterate that fools the model, and at its last iterate if none does. So white-box
     success counts any iterate, and what a transfer sees is (nearly always) the end of the climb.
 
     Attributes:
         steps: steps per restart.
-        step: their length as a fraction of eps; None means 2.5 / steps, but at least a tenth.
+        step: their length as a fraction of eps; None means 2.5 / steps (those in the ball itself), but at least a tenth.
         restarts: starts; an image already fooled is not tried again.
         loss: `ce`, `margin` (Carlini-Wagner) or `dlr`.
 
     Raises:
         UsageError: if steps or restarts are below 1, or the steps together cannot cross the ball.
 
-    Source: Madry et al. 2018, eq. 2.1 and section 3.
+    Source: Madry et al. 2018, eq. 2.1 and section 3; for l1, the idea of Croce & Hein 2021, section 4.1 (larger radii
+        first), and the steps of Tramer & Boneh 2019.
     """
 
     threat: ThreatModel
@@ -76,19 +80,27 @@ class PGD:
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Tensor:
         """Perturb a batch."""
-        best, broken = self._climb(model, x, y, random_start(x, self.threat, generator))
+        wide = ThreatModel(Norm.L1, 3 * self.threat.eps) if self.threat.norm is Norm.L1 else self.threat
+        best, broken = self._climb(model, x, y, random_start(x, wide, generator), wide)
         for _ in range(self.restarts - 1):
-            start = random_start(x, self.threat, generator)
+            start = random_start(x, wide, generator)
             todo = (~broken).nonzero().squeeze(1)
             if not len(todo):
                 break
-            best[todo], broken[todo] = self._climb(model, x[todo], y[todo], start[todo])
+            best[todo], broken[todo] = self._climb(model, x[todo], y[todo], start[todo], wide)
         return best
 
-    def _climb(self, model: Classifier, x: Tensor, y: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+    def _climb(
+        self, model: Classifier, x: Tensor, y: Tensor, start: Tensor, wide: ThreatModel
+    ) -> tuple[Tensor, Tensor]:
         """One restart: the images it ends with, and which of them fool the model."""
         loss = LOSSES[self.loss]
-        step = self.step if self.step is not None else max(0.1, 2.5 / self.steps)
+        before = self.steps // 2 if wide != self.threat else 0
+        steps = self.steps - before
+        step = self.step if self.step is not None else max(0.1, 2.5 / steps)
+        if before:
+            start = ascend(lambda adv: loss(model(adv), y), x, start, wide, steps=before, step=step)
+        start = project(start, x, self.threat)
         kept = start.clone()
         broken = torch.zeros(len(x), dtype=torch.bool, device=x.device)
 
@@ -99,7 +111,7 @@ class PGD:
             broken.logical_or_(fooled)
             return loss(logits, y)
 
-        last = ascend(objective, x, start, self.threat, steps=self.steps, step=step)
+        last = ascend(objective, x, start, self.threat, steps=steps, step=step)
         with torch.no_grad():
             objective(last)
         return torch.where(broken.view(-1, *[1] * (x.ndim - 1)), kept, last), broken

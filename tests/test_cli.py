@@ -1,0 +1,446 @@
+"""The command line: errors are one line that helps, the three commands meet, and exit codes are kept."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision import datasets
+
+from robench import __version__, recipe, training
+from robench.protocols import Classifier
+from robench.threat import ThreatModel
+
+Cli = Callable[..., tuple[int, str, str]]
+
+NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device that the test wants absent")
+SMALL = ("--set", "model=cnn@width=2", "--set", "validation=1200", "--set", "stage.0.epochs=1")
+
+
+@dataclass(frozen=True)
+class Broken:
+    """An attack that stops with a message made to confuse: `test_cli:Broken`."""
+
+    threat: ThreatModel
+
+    def __call__(self, model: Classifier, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Tensor:
+        raise ValueError("first line\nsecond line \x1b[31mred")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to stand in, so that default folders are there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ROBENCH_DATA", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def checkpoints(here: Path, trained: Path) -> Path:
+    """A copy of the trained checkpoints where commands look for them."""
+    shutil.copytree(trained, here / "checkpoints")
+    return here / "checkpoints"
+
+
+def files(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.is_file()}
+
+
+def refused(run: tuple[int, str, str], hint: str) -> None:
+    """Exit code 2, and one line on stderr that helps."""
+    code, out, err = run
+    assert code == 2, err
+    assert out == ""
+    assert re.fullmatch(r"error: [^\n]+\n", err), err
+    assert hint in err
+    assert "Traceback" not in err
+
+
+# what is typed wrong
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ("train rokl", "Did you mean 'rocl"),
+        ("train standart-digits", "Did you mean 'standard-digits'"),
+        ("train absent.toml", "there is no recipe file absent.toml"),
+        ("train", "RECIPE"),
+        ("train standard-digits --dataset digitz", "Did you mean 'digits'"),
+        ("train standard-digits --model resnet81", "Did you mean 'resnet18'"),
+        (
+            "train standard-digits --set stage.0.optimizer.lr=1",
+            "stage.0.optimizer: unknown key; did you mean 'optimiser'",
+        ),
+        ("train standard-digits --set stage.0.epochs=many", "stage.0.epochs: expected int"),
+        ("train standard-digits --set nonsense", "expected KEY=VALUE"),
+        ("train standard-digits --set stage.3.epochs=1", "there is no item '3'"),
+        ("train standard-digits --set threat=linf-8", "did you mean linf-8/255?"),
+        ("train standard-digits --seed -1", "-1"),
+        ("train standard-digits --encoder nowhere", "no checkpoint 'nowhere'"),
+        ("train standard-digits --device gpu", "is not one of auto, cpu, cuda, mps"),
+        ("train standard-digits --epochs 3", "--epochs"),
+        ("evaluate --attack autoatack", "Did you mean 'autoattack'"),
+        ("evaluate --attack pgd-2o", "Did you mean 'pgd-20'"),
+        ("evaluate --attack pgd-20 --threat linf-8", "did you mean linf-8/255?"),
+        ("evaluate --attack pgd-20 --threat linf--1", "at least 0"),
+        ("evaluate --attack pgd-20 --threat linf-nan", "finite number"),
+        ("evaluate --attack pgd-20 --threat linf-inf", "finite number"),
+        ("evaluate --attack pgd-20 --threat linf-8/0", "a fraction such as 8/255"),
+        ("evaluate --attack pgd-20 --threat linf", "has no radius"),
+        ("evaluate --attack pgd-20 --threat l3-1", "unknown norm 'l3'"),
+        ("evaluate --attack pgd-20 --batch 0", "0"),
+        ("evaluate --attack pgd-20 --count many", "many"),
+        ("evaluate --attack pgd-20", "no checkpoints"),
+        ("evaluate", "--attack"),
+        ("evaluate nowhere --attack pgd-20", "no checkpoint 'nowhere'"),
+        ("report", "no results in results"),
+        ("report --format pdf", "terminal, markdown, csv"),
+        ("report --format markdwon", "Did you mean 'markdown'"),
+        ("report --table whitebox", "Did you mean 'white-box'"),
+        ("report --colour", "--colour"),
+        ("list atacks", "Did you mean 'attacks'"),
+        ("list results", "no results in results"),
+        ("list", "methods"),
+        ("trian rocl", "trian"),
+        ("--versio", "--versio"),
+        ("demo extra", "extra"),
+    ],
+)
+def test_a_mistake_is_one_line_that_helps(line: str, hint: str, here: Path, run_cli: Cli) -> None:
+    refused(run_cli(*line.split()), hint)
+    assert files(here) == set()
+
+
+@NO_GPU
+@pytest.mark.parametrize("line", ["train standard-digits", "evaluate standard-digits --attack pgd-20", "demo"])
+def test_a_device_that_is_not_there(line: str, checkpoints: Path, here: Path, run_cli: Cli) -> None:
+    before = files(here)
+    code, out, err = run_cli(*line.split(), "--device", "cuda", "--checkpoints", checkpoints)
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1].startswith("error: --device cuda: this machine has none")
+    assert files(here) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["--count", "100000"], "digits has 360 test images; use 1 to 360"),
+        (["--count", "0"], "use 1 to 360"),
+        (["--attack", "pgd@step=0.01"], "cannot cross the ball"),
+        (["--attack", "pgd@stps=3"], "did you mean 'steps'"),
+        (["--attack", "no.such.module:Attack"], "cannot import"),
+        (["--attack", "test_cli:Nothing"], "cannot import"),
+        (["--source", "nowhere"], "no checkpoint 'nowhere'"),
+        (["--dataset", "imagefolder:absent"], "holds no class folders"),
+        (["--dataset", "digitz"], "Did you mean 'digits'"),
+        (["--results", "file/results"], "cannot write in file/results"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_evaluated_is_said_at_once(
+    arguments: list[str], hint: str, checkpoints: Path, here: Path, run_cli: Cli
+) -> None:
+    (here / "file").touch()
+    before = files(here)
+    refused(run_cli("evaluate", "standard-digits", "--attack", "fgsm", *arguments), hint)
+    assert files(here) == before
+
+
+def test_a_damaged_checkpoint(checkpoints: Path, here: Path, run_cli: Cli) -> None:
+    path = checkpoints / "standard-digits" / "best.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    before = files(here)
+    refused(run_cli("evaluate", "standard-digits", "--attack", "fgsm", "--count", 4), "is damaged")
+    assert files(here) == before
+
+
+@pytest.mark.parametrize("out", ["file", "file/run", "file/deep/run"])
+def test_an_unwritable_folder_is_said_before_training(
+    out: str, here: Path, run_cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # a folder below a file: also root cannot write there
+    def never(*_: object, **__: object) -> None:
+        pytest.fail("training began")
+
+    monkeypatch.setattr(training, "_run_stage", never)
+    (here / "file").touch()
+    code, _, err = run_cli("train", "standard-digits", *SMALL, "--out", out)
+    assert code == 2
+    assert re.search(r"^error: cannot write in file\S*: [^\n]+\n\Z", err, re.MULTILINE), err
+    assert files(here) == {here / "file"}
+
+
+def test_a_report_that_cannot_be_written(here: Path, checkpoints: Path, run_cli: Cli) -> None:
+    (here / "file").touch()
+    assert run_cli("evaluate", "standard-digits", "--attack", "fgsm", "--count", 4)[0] == 0
+    refused(run_cli("report", "--out", "file/report.md"), "cannot write file/report.md")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["--set", "stage.0.options.steps=3"], "method standard.steps: unknown key"),
+        (["--set", "stage.0.method=linear"], "--encoder"),
+        (["--set", "stage.0.method=pgd-at"], "--set threat=linf-8/255"),
+        (["--set", "stage.0.method=rocl"], "--set threat=linf-8/255"),
+        (["--set", "stage.0.method=no.such.module:Method"], "cannot import"),
+        (["--set", "stage.0.optimiser.lr=-1"], "lr"),
+        (["--set", "stage.0.optimiser.lr=nan"], "lr"),
+        (["--set", "validation=5000"], "lower `validation`"),
+        (["--dataset", "cifar10"], "CIFAR10 is not in"),
+        (["--dataset", "imagefolder:absent"], "holds no class folders"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_trained_leaves_no_files(
+    arguments: list[str], hint: str, here: Path, run_cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(root: str, download: bool, **_: object) -> None:
+        raise OSError("no route to host") if download else RuntimeError("Dataset not found")
+
+    monkeypatch.setattr(datasets, "CIFAR10", offline)
+    code, out, err = run_cli("train", "standard-digits", *SMALL, *arguments)
+    assert (code, out) == (2, "")
+    last = err.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert hint in last
+    assert "Traceback" not in err
+    assert files(here) == set()
+
+
+def test_a_traceback_is_shown_on_request(here: Path, run_cli: Cli) -> None:
+    for line in (["train", "rokl", "--traceback"], ["--traceback", "train", "rokl"]):
+        code, _, err = run_cli(*line)
+        assert code == 2
+        assert err.startswith("Traceback")
+        assert "UsageError" in err
+        assert err.splitlines()[-1].startswith("error: unknown recipe 'rokl'")
+
+
+def test_a_fault_of_robench_is_called_one(here: Path, run_cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fault(*_: object) -> None:
+        raise ZeroDivisionError("oh")
+
+    monkeypatch.setattr(recipe, "load", fault)
+    code, _, err = run_cli("train", "rocl")
+    assert code == 70
+    assert re.fullmatch(r"error: ZeroDivisionError: oh\. This is a fault of robench; .*--traceback.*\n", err)
+
+
+def test_interrupting_says_how_to_go_on(here: Path, run_cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "train", interrupted)
+    code, _, err = run_cli("train", "standard-digits")
+    assert code == 130
+    assert "--resume" in err.splitlines()[-1]
+
+
+# help and lists
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["report"], ["list"], ["demo"]])
+@pytest.mark.parametrize("option", ["--help", "-h"])
+def test_help(command: list[str], option: str, run_cli: Cli) -> None:
+    code, out, err = run_cli(*command, option)
+    assert (code, err) == (0, "")
+    assert out.startswith("Usage: robench")
+
+
+def test_without_arguments_help_is_shown(run_cli: Cli) -> None:
+    _, out, err = run_cli()
+    assert "robench demo" in out + err
+    assert "error:" not in err
+
+
+def test_the_version(run_cli: Cli) -> None:
+    assert run_cli("--version") == (0, f"robench, version {__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("what", "some"),
+    [
+        ("methods", ["rocl", "pgd-at", "linear"]),
+        ("attacks", ["autoattack", "pgd-20", "torchattacks:NAME"]),
+        ("datasets", ["cifar10", "digits", "imagefolder:PATH"]),
+        ("models", ["resnet18", "cnn"]),
+        ("recipes", ["standard-digits", *recipe.names()]),
+    ],
+)
+def test_lists(what: str, some: list[str], here: Path, run_cli: Cli) -> None:
+    code, out, err = run_cli("list", what)
+    assert (code, err) == (0, "")
+    assert {line.split()[0] for line in out.splitlines()[1:]} >= set(some)
+    assert files(here) == set()
+
+
+def test_the_module_is_the_command() -> None:
+    found = subprocess.run([sys.executable, "-m", "robench", "--version"], capture_output=True, text=True, check=True)
+    assert found.stdout == f"robench, version {__version__}\n"
+
+
+# the three commands
+
+
+def test_train_evaluate_report(here: Path, run_cli: Cli) -> None:
+    code, out, err = run_cli("train", "standard-digits", *SMALL)
+    assert (code, out) == (0, "")
+    assert "done: checkpoints/standard-digits (best epoch 1" in err
+    assert "next: robench evaluate checkpoints/standard-digits --attack pgd-20" in err
+
+    evaluate = ("evaluate", "--attack", "pgd-5", "--attack", "fgsm", "--threat", "linf-0.1", "--count", 20)
+    code, out, err = run_cli(*evaluate)
+    assert (code, out) == (0, "")
+    assert "2 cells: 2 new, 0 already in results, 0 failed" in err
+
+    code, _, err = run_cli(*evaluate)
+    assert code == 0
+    assert err.count("(was there already)") == 2
+    assert "2 cells: 0 new, 2 already in results, 0 failed" in err
+
+    code, out, err = run_cli("report")
+    assert (code, err) == (0, "")
+    assert "White-box accuracy, digits, 20 test images" in out
+    assert "pgd-5" in out
+
+    code, out, _ = run_cli("report", "--format", "csv")
+    assert (code, len(out.splitlines())) == (0, 3)
+
+    code, out, _ = run_cli("report", "--format", "markdown", "--out", "deep/report.md")
+    assert (code, out) == (0, "")
+    assert (here / "deep" / "report.md").read_text() == run_cli("report", "--format", "markdown")[1]
+
+    code, out, _ = run_cli("list", "results")
+    assert (code, len(out.splitlines())) == (0, 3)
+
+    refused(run_cli("report", "--dataset", "cifar10"), "there are some on digits")
+    refused(run_cli("report", "--table", "cells"), "--format csv")
+
+
+def test_transfer(checkpoints: Path, here: Path, run_cli: Cli) -> None:
+    code, _, err = run_cli(
+        *("evaluate", "--attack", "pgd-3", "--count", 8, "--source", "standard-digits", "--source", "pgd-at-digits")
+    )
+    assert code == 0, err
+    assert "pgd-at-digits from standard-digits" in err
+    code, out, _ = run_cli("report", "--table", "transfer")
+    assert code == 0
+    assert "Black-box transfer, pgd-3 at linf-0.2" in out
+
+
+def test_a_failed_cell_is_exit_code_1_and_the_rest_still_ran(checkpoints: Path, here: Path, run_cli: Cli) -> None:
+    evaluate = ("evaluate", "standard-digits", "--attack", "test_cli:Broken", "--attack", "fgsm", "--count", 8)
+    code, _, err = run_cli(*evaluate)
+    assert code == 1
+    assert "2 cells: 1 new, 0 already in results, 1 failed" in err
+    (failed,) = [line for line in err.splitlines() if line.startswith("FAILED")]
+    assert "ValueError: first line" in failed
+    code, out, _ = run_cli("report", "--format", "markdown")
+    assert code == 0
+    assert "Cells without a result" in out
+    assert "ValueError: first line" in out
+    # it is tried again, and what went well is not
+    code, _, err = run_cli(*evaluate)
+    assert code == 1
+    assert "2 cells: 0 new, 1 already in results, 1 failed" in err
+
+
+def test_what_an_attack_says_cannot_act_on_the_terminal(checkpoints: Path, here: Path, run_cli: Cli) -> None:
+    _, _, err = run_cli("evaluate", "standard-digits", "--attack", "test_cli:Broken", "--count", 8)
+    assert "\x1b" not in err
+    assert not [line for line in err.splitlines() if line.startswith("second line")]
+
+
+def test_a_run_can_be_resumed(here: Path, run_cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = ("train", "simclr-digits", *SMALL, "--set", "stage.1.epochs=1")
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "validate", interrupt)  # in the second stage
+        assert run_cli(*train)[0] == 130
+    code, _, err = run_cli(*train)
+    assert code == 2
+    assert "--resume" in err
+    code, _, err = run_cli(*train, "--resume")
+    assert code == 0
+    assert "simclr: " not in err.split("->")[1]  # the first stage was not run again
+
+
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_unfinished_runs_are_left_out_and_named(
+    checkpoints: Path, run_cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "validate", interrupt)
+        assert run_cli("train", "simclr-digits", *SMALL)[0] == 130
+    code, _, err = run_cli("evaluate", "--attack", "fgsm", "--count", 4)
+    assert code == 0
+    assert "left out: simclr-digits is not finished" in err
+    assert "2 cells: 2 new" in err
+
+
+def test_names_of_runs_tell_them_apart(here: Path, run_cli: Cli) -> None:
+    for extra in ([], ["--seed", 1], ["--smoke"], ["--smoke", "--seed", 1], ["--out", "elsewhere/mine"]):
+        code, _, err = run_cli("train", "standard-digits", *SMALL, *extra)
+        assert code == 0, err
+    found = {path.parent.relative_to(here).as_posix() for path in files(here) if path.name == "run.json"}
+    names = {"standard-digits", "standard-digits-seed1", "standard-digits-smoke", "standard-digits-smoke-seed1"}
+    assert found == {f"checkpoints/{name}" for name in names} | {"elsewhere/mine"}
+
+
+def test_a_smoke_run_says_what_a_full_one_takes(here: Path, run_cli: Cli) -> None:
+    code, _, err = run_cli("train", "simclr-digits", "--set", "model=cnn@width=2", "--smoke")
+    assert code == 0
+    assert re.search(r"a full run would take here about .+ \+ .+; this one was 2 small steps a stage", err)
+
+
+def test_a_head_on_a_trained_encoder(checkpoints: Path, here: Path, run_cli: Cli) -> None:
+    line = "train standard-digits --set stage.0.method=linear --set stage.0.epochs=1 --encoder pgd-at-digits --out heads/one"
+    code, _, err = run_cli(*line.split())
+    assert code == 0, err
+    code, _, err = run_cli("evaluate", "heads/one", "--attack", "fgsm", "--count", 4)
+    assert code == 0, err
+
+
+def test_a_run_on_own_images_is_found_again(here: Path, run_cli: Cli) -> None:
+    # the path of the images must not become a path below checkpoints/
+    for part in ("train", "test"):
+        for label in ("cat", "dog"):
+            (here / "my" / "images" / part / label).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(here / "my" / "images" / part / label / "0.png")
+    small = ("--set", "model=cnn@width=2", "--set", "validation=0", "--smoke")
+    code, _, err = run_cli("train", "standard-digits", "--dataset", "imagefolder:my/images", *small)
+    assert code == 0, err
+    code, _, err = run_cli("evaluate", "--attack", "fgsm")
+    assert code == 0, err
+    assert "1 cells: 1 new" in err
+
+
+# real images
+
+
+@pytest.mark.skipif("ROBENCH_DATA" not in os.environ, reason="needs CIFAR-10: set ROBENCH_DATA to a torchvision root")
+@pytest.mark.skipif("rocl" not in recipe.names(), reason="needs the recipe rocl")
+@pytest.mark.timeout(600)
+def test_rocl_on_cifar10(tmp_path: Path, run_cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run_cli("train", "rocl", "--smoke", "--device", "cpu")
+    assert code == 0, err
+    assert "a full run would take here about" in err
+    code, _, err = run_cli("evaluate", "rocl-smoke", "--attack", "pgd-20", "--count", 8, "--device", "cpu")
+    assert code == 0, err
+    assert "rocl-smoke: pgd-20 linf-8/255" in err
+    code, out, _ = run_cli("report")
+    assert code == 0
+    assert "cifar10, 8 test images" in out

@@ -1,0 +1,295 @@
+"""Data sets: splits that never move or meet, labels that fit, and messages that help when files are absent."""
+
+import os
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision import datasets
+
+from robench import data
+from robench.data import Images, Split, hold_out
+from robench.errors import DataError, UsageError
+from robench.registry import DATASETS
+
+NOWHERE = Path("nowhere")
+
+
+def images(count: int = 4, **changes: object) -> Images:
+    pixels = torch.arange(count * 4, dtype=torch.uint8).view(count, 1, 2, 2)
+    fields = {"name": "some", "split": Split.TRAIN, "pixels": pixels, "y": torch.arange(count) % 2, "classes": 2}
+    return Images(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def rows(some: Images) -> list[bytes]:
+    return [bytes(image.numpy()) for image in some.pixels]
+
+
+def draw(folder: Path, classes: tuple[str, ...] = ("cat", "dog"), size: tuple[int, int] = (6, 4)) -> Path:
+    """A data set of two images a class; size is width and height."""
+    for part in ("train", "test"):
+        for label, name in enumerate(classes):
+            (folder / part / name).mkdir(parents=True)
+            for number in range(2):
+                Image.new("RGB", size, (10 * label, number, 0)).save(folder / part / name / f"{number}.png")
+    return folder
+
+
+# digits
+
+
+def test_digits_have_the_sizes_the_list_says() -> None:
+    train, test = (data.load("digits", split, NOWHERE) for split in (Split.TRAIN, Split.TEST))
+    assert (len(train), len(test)) == (1437, 360)
+    assert train.shape == test.shape == (1, 8, 8)
+    assert train.classes == 10
+    assert DATASETS.entry("digits").facts["images"] == "1,437 + 360"
+
+
+def test_digits_are_split_without_loss_or_overlap() -> None:
+    from sklearn.datasets import load_digits
+
+    train, test = (data.load("digits", split, NOWHERE) for split in (Split.TRAIN, Split.TEST))
+    everything = torch.from_numpy(load_digits().images).mul(255 / 16).round().to(torch.uint8)
+    assert sorted(rows(train) + rows(test)) == sorted(bytes(image.numpy()) for image in everything)
+
+
+def test_digits_never_change() -> None:
+    # results name their images by this digest, so a release that changes it orphans every stored result
+    digests = [data.load("digits", split, NOWHERE).digest[:16] for split in (Split.TRAIN, Split.TEST)]
+    assert digests == ["a52d7fa7769e3ea9", "9b7c5eb6e7c03ecd"]
+
+
+def test_pixels_become_fractions() -> None:
+    x = data.load("digits", Split.TEST, NOWHERE).x()
+    assert x.dtype == torch.float32
+    assert (x.min(), x.max()) == (0, 1)
+
+
+# the validation split
+
+
+@given(count=st.integers(0, 29))
+@settings(deadline=None, derandomize=True)
+def test_hold_out_cuts_disjoint_parts(count: int) -> None:
+    whole = images(30)
+    kept, held = hold_out(whole, count)
+    assert len(kept) == 30 - count
+    assert sorted(rows(kept) + (rows(held) if held else [])) == sorted(rows(whole))
+    assert held is None or held.split is Split.VALIDATION
+
+
+def test_hold_out_is_fixed_for_good() -> None:
+    whole = data.load("digits", Split.TRAIN, NOWHERE)
+    (_, first), (_, second) = hold_out(whole, 180), hold_out(whole, 180)
+    assert first is not None
+    assert second is not None
+    assert first.digest == second.digest
+    assert first.digest[:16] == "5036f92e62c483be"
+
+
+def test_nothing_held_out_is_everything() -> None:
+    whole = images()
+    assert hold_out(whole, 0) == (whole, None)
+
+
+@pytest.mark.parametrize("count", [-1, 4, 5])
+def test_hold_out_leaves_something_to_train_on(count: int) -> None:
+    with pytest.raises(DataError, match=f"cannot hold out {count} of 4"):
+        hold_out(images(4), count)
+
+
+# what no evaluation could use
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"y": torch.tensor([0, 1, 2, 1])}, "label 2 of image 2 is not in 0 to 1"),
+        ({"y": torch.tensor([0, -1, 0, 1])}, "label -1 of image 1"),
+        ({"y": torch.tensor([0, 1])}, r"4 images with labels \(2,\)"),
+        ({"y": torch.zeros(4, 1, dtype=torch.int64)}, r"labels \(4, 1\)"),
+        ({"y": torch.zeros(4)}, "float32"),
+        ({"pixels": torch.zeros(4, 1, 2, 2)}, "expected uint8 images NCHW"),
+        ({"pixels": torch.zeros(4, 2, 2, dtype=torch.uint8)}, "expected uint8 images NCHW"),
+        ({"pixels": torch.zeros(0, 1, 2, 2, dtype=torch.uint8), "y": torch.zeros(0, dtype=torch.int64)}, "0 images"),
+    ],
+)
+def test_bad_images_and_labels_are_refused(changes: dict[str, object], expected: str) -> None:
+    with pytest.raises(DataError, match=expected):
+        images(**changes)
+
+
+def test_the_digest_sees_pixels_labels_and_classes() -> None:
+    some = images()
+    other = some.pixels.clone()
+    other[3, 0, 1, 1] += 1
+    changed = [images(pixels=other), images(y=1 - some.y), images(classes=3), images(3)]
+    assert len({found.digest for found in [some, *changed]}) == 5
+    assert images(name="other", split=Split.TEST).digest == some.digest
+
+
+# imagefolder
+
+
+def test_a_folder_of_images_is_a_data_set(tmp_path: Path) -> None:
+    found = data.load(f"imagefolder:{draw(tmp_path)}", Split.TEST, NOWHERE)
+    assert (len(found), found.shape, found.classes) == (4, (3, 4, 6), 2)
+    assert found.y.tolist() == [0, 0, 1, 1]
+    assert found.pixels[:, :, 0, 0].tolist() == [[0, 0, 0], [0, 1, 0], [10, 0, 0], [10, 1, 0]]
+
+
+def test_images_of_two_sizes_are_refused(tmp_path: Path) -> None:
+    draw(tmp_path)
+    Image.new("RGB", (9, 8)).save(tmp_path / "train" / "dog" / "large.png")
+    with pytest.raises(DataError, match=r"large\.png is 9x8, others are 6x4"):
+        data.load(f"imagefolder:{tmp_path}", Split.TRAIN, NOWHERE)
+
+
+def test_parts_with_different_classes_are_refused(tmp_path: Path) -> None:
+    # labels are places in the sorted list of folders: with other folders they would mean something else
+    draw(tmp_path)
+    (tmp_path / "test" / "ape").mkdir()
+    with pytest.raises(DataError, match="hold different classes"):
+        data.load(f"imagefolder:{tmp_path}", Split.TEST, NOWHERE)
+
+
+def test_a_class_without_images_is_refused(tmp_path: Path) -> None:
+    draw(tmp_path)
+    for part in ("train", "test"):
+        (tmp_path / part / "empty").mkdir()
+    with pytest.raises(DataError, match="empty"):
+        data.load(f"imagefolder:{tmp_path}", Split.TEST, NOWHERE)
+
+
+def test_a_missing_folder_says_what_is_expected(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"holds no class folders; expected .*CLASS/IMAGE"):
+        data.load(f"imagefolder:{tmp_path / 'absent'}", Split.TRAIN, NOWHERE)
+
+
+def test_a_damaged_image_is_named(tmp_path: Path) -> None:
+    draw(tmp_path)
+    (tmp_path / "train" / "cat" / "1.png").write_bytes(b"this is not a picture")
+    with pytest.raises(DataError, match=r"1\.png"):
+        data.load(f"imagefolder:{tmp_path}", Split.TRAIN, NOWHERE)
+
+
+def test_a_truncated_image_is_named(tmp_path: Path) -> None:
+    draw(tmp_path, size=(64, 64))
+    path = tmp_path / "train" / "cat" / "1.png"
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(DataError, match=r"1\.png"):
+        data.load(f"imagefolder:{tmp_path}", Split.TRAIN, NOWHERE)
+
+
+def test_imagefolder_needs_a_path() -> None:
+    with pytest.raises(UsageError, match="write imagefolder:PATH"):
+        data.load("imagefolder:", Split.TRAIN, NOWHERE)
+
+
+# from outside
+
+
+def outside(*, split: Split, root: Path) -> Images:
+    return images(6, split=split)
+
+
+def test_a_function_from_outside_is_a_data_set() -> None:
+    found = data.load("test_data:outside", Split.TEST, NOWHERE)
+    assert (found.name, found.split, len(found)) == ("test_data:outside", Split.TEST, 6)
+
+
+# torchvision
+
+
+class Offline:
+    """A torchvision data set whose files are absent, on a machine without a network."""
+
+    def __init__(self, root: str, download: bool, **_: object) -> None:
+        raise OSError("no route to host") if download else RuntimeError("Dataset not found")
+
+
+@pytest.mark.parametrize(
+    ("name", "cls", "expected"),
+    [
+        ("cifar10", "CIFAR10", "cifar-10-python.tar.gz"),
+        ("cifar100", "CIFAR100", "cifar-100-python.tar.gz"),
+        ("svhn", "SVHN", "test_32x32.mat"),
+        ("mnist", "MNIST", "train-images-idx3-ubyte.gz"),
+        ("fashion-mnist", "FashionMNIST", "FashionMNIST"),
+        ("stl10", "STL10", "stl10_binary.tar.gz"),
+    ],
+)
+def test_absent_files_are_named_with_their_folder(
+    name: str, cls: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets, cls, Offline)
+    with pytest.raises(DataError, match=f"{cls} is not in .*cannot be downloaded") as caught:
+        data.load(name, Split.TEST, tmp_path)
+    assert expected in str(caught.value)
+    assert str(tmp_path.resolve()) in str(caught.value)
+    assert "--data" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def fake(monkeypatch: pytest.MonkeyPatch, cls: str, **found: object) -> list[dict[str, object]]:
+    """Put a ready data set in place of a torchvision class; returns the arguments it will be called with."""
+    calls: list[dict[str, object]] = []
+
+    def make(root: str, **arguments: object) -> object:
+        calls.append(arguments)
+        return type("Found", (), found)
+
+    monkeypatch.setattr(datasets, cls, make)
+    return calls
+
+
+def test_channels_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = numpy.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=numpy.uint8)
+    calls = fake(monkeypatch, "CIFAR10", data=raw, targets=[3, 8])
+    found = data.load("cifar10", Split.TEST, NOWHERE)
+    assert numpy.array_equal(found.pixels.numpy(), raw.transpose(0, 3, 1, 2))
+    assert found.y.tolist() == [3, 8]
+    assert calls == [{"download": False, "train": False}]
+
+
+def test_grey_images_get_a_channel(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = torch.arange(2 * 28 * 28).view(2, 28, 28).to(torch.uint8)
+    calls = fake(monkeypatch, "FashionMNIST", data=raw, targets=torch.tensor([7, 2]))
+    found = data.load("fashion-mnist", Split.TRAIN, NOWHERE)
+    assert torch.equal(found.pixels, raw[:, None])
+    assert calls == [{"download": False, "train": True}]
+
+
+def test_a_damaged_file_of_mnist_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # torchvision does not check the unpacked files itself
+    folder = tmp_path / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        for kind in ("images-idx3", "labels-idx1"):
+            (folder / f"{part}-{kind}-ubyte").write_bytes(b"not what was published")
+    fake(monkeypatch, "MNIST", data=torch.zeros(1, 28, 28, dtype=torch.uint8), targets=torch.tensor([0]))
+    with pytest.raises(DataError, match=r"ubyte is damaged .*fetch it again"):
+        data.load("mnist", Split.TEST, tmp_path)
+
+
+@pytest.mark.parametrize(("name", "cls", "size"), [("svhn", "SVHN", 32), ("stl10", "STL10", 96)])
+def test_data_sets_with_named_splits(name: str, cls: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = numpy.zeros((1, 3, size, size), dtype=numpy.uint8)
+    calls = fake(monkeypatch, cls, data=raw, labels=numpy.array([9]))
+    found = data.load(name, Split.TEST, NOWHERE)
+    assert found.pixels.shape == (1, 3, size, size)
+    assert found.y.tolist() == [9]
+    assert calls == [{"download": False, "split": "test"}]
+
+
+@pytest.mark.skipif("ROBENCH_DATA" not in os.environ, reason="needs CIFAR-10: set ROBENCH_DATA to a torchvision root")
+def test_cifar10_is_the_real_one() -> None:
+    found = data.load("cifar10", Split.TEST, Path(os.environ["ROBENCH_DATA"]))
+    assert (len(found), found.shape, found.classes) == (10_000, (3, 32, 32), 10)
+    assert found.y[:5].tolist() == [3, 8, 8, 0, 6]
+    assert found.y.bincount().tolist() == [1000] * 10

@@ -1,0 +1,310 @@
+"""Methods: terms are finite and teach only what they should; RoCL and TRADES against slow transcriptions."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from robench.errors import UsageError
+from robench.geometry import norm_of, project, random_start, steepest
+from robench.losses import contrastive, cross_entropy
+from robench.methods import method_for
+from robench.methods.rocl import RoCL
+from robench.models import Nets, build_nets
+from robench.noise import ImageGenerator, normal
+from robench.protocols import Batch, Method, Moment
+from robench.registry import METHODS
+from robench.threat import ThreatModel
+
+LINF = ThreatModel.parse("linf-0.1")
+AT = Moment(0, 10, LINF)
+N = 8
+ALL = pytest.mark.parametrize("name", METHODS.rows)
+SMALL = {"simclr": {"hidden": 32, "dimensions": 16}, "rocl": {"hidden": 32, "dimensions": 16}}
+
+
+def images(seed: int) -> Tensor:
+    return torch.rand(N, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def batch_for(method: Method, seed: int = 0) -> Batch:
+    views = tuple(images(seed + number) for number in range(len(method.views)))
+    return Batch(views, torch.arange(N) % 4, ImageGenerator(seed, range(N)))
+
+
+def nets_for(method: Method) -> Nets:
+    """A small network with the method's heads, set up as the trainer does: only what learns is in train mode."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        nets = build_nets("cnn@width=4", (1, 8, 8), "digits", normalise=False)
+        for name, head in method.heads(nets.encoder.features, 4).items():
+            nets.parts[name] = head
+        for _ in range(30):  # running statistics near those of a batch, as in training
+            nets.features(images(9))
+    nets.eval().requires_grad_(False)
+    for name in method.trains:
+        nets.named(name).train().requires_grad_(True)
+    return nets
+
+
+def made(name: str, **options: Any) -> tuple[Any, Nets]:
+    method = method_for(name, {**SMALL.get(name, {}), **options})
+    return method, nets_for(method)
+
+
+def rocl(**options: Any) -> tuple[RoCL, Nets]:
+    return made("rocl", **options)
+
+
+def flags(nets: Nets) -> list[Any]:
+    modes = [module.training for module in nets.modules()]
+    return [modes, [(p.requires_grad, p.grad is None) for p in nets.parameters()]]
+
+
+def total(terms: dict[str, Tensor]) -> Tensor:
+    return torch.stack(list(terms.values())).sum()
+
+
+@ALL
+def test_terms_are_finite_numbers(name: str) -> None:
+    method, nets = made(name)
+    terms = method.terms(nets, batch_for(method), AT)
+    assert terms
+    assert all(term.shape == () and term.isfinite() for term in terms.values())
+
+
+@ALL
+def test_gradients_reach_what_it_trains_and_nothing_else(name: str) -> None:
+    method, nets = made(name)
+    nets.requires_grad_(True)  # even when everything could learn
+    total(method.terms(nets, batch_for(method), AT)).backward()
+    for part in ("encoder", *nets.parts):
+        reached = [p.grad is not None and bool(p.grad.abs().sum() > 0) for p in nets.named(part).parameters()]
+        assert any(reached) == (part in method.trains)
+
+
+@ALL
+def test_terms_leave_modes_and_parameters_as_they_were(name: str) -> None:
+    method, nets = made(name)
+    before, state = flags(nets), {key: value.clone() for key, value in nets.named_parameters()}
+    method.terms(nets, batch_for(method), AT)
+    assert flags(nets) == before
+    assert all(torch.equal(value, state[key]) for key, value in nets.named_parameters())
+
+
+@ALL
+def test_terms_change_neither_the_views_nor_the_global_generator(name: str) -> None:
+    method, nets = made(name)
+    batch = batch_for(method)
+    views, state = [view.clone() for view in batch.views], torch.get_rng_state()
+    method.terms(nets, batch, AT)
+    assert all(torch.equal(view, copy) for view, copy in zip(batch.views, views, strict=True))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@ALL
+def test_terms_repeat(name: str) -> None:
+    method, nets = made(name)
+    state = {key: value.clone() for key, value in nets.state_dict().items()}
+    first = method.terms(nets, batch_for(method), AT)
+    nets.load_state_dict(state)
+    second = method.terms(nets, batch_for(method), AT)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@ALL
+def test_self_supervised_methods_read_no_labels(name: str) -> None:
+    method, nets = made(name)
+    batch = batch_for(method)
+    state = {key: value.clone() for key, value in nets.state_dict().items()}
+    first = total(method.terms(nets, batch, AT))
+    nets.load_state_dict(state)
+    other = total(method.terms(nets, dataclasses.replace(batch_for(method), y=(batch.y + 1) % 4), AT))
+    assert bool(first == other) == (not method.supervised)
+
+
+@ALL
+def test_a_method_is_data(name: str) -> None:
+    method, _ = made(name)
+    assert dataclasses.is_dataclass(method)
+    assert set(method.views) <= {"augmented", "original"}
+    assert method.select in ("clean", "robust", "last")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        method.anything = 1
+
+
+@pytest.mark.parametrize("target", ["other", "original"])
+def test_the_instance_attack_makes_images_less_recognisable(target: str) -> None:
+    method, nets = rocl(attack_target=target)
+    a, b = batch_for(method).views
+    aim = b if target == "other" else a
+    adv = method.instance_attack(nets, a, aim, batch_for(method), AT)
+    start = random_start(a, LINF, batch_for(method).generator)
+    nets.eval()
+
+    def loss(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return contrastive((nets.project(x), nets.project(aim)), temperature=method.temperature, anchors=(0,))
+
+    assert loss(adv).mean() > loss(start).mean() + 0.05
+    assert norm_of(adv - a, LINF.norm).max() <= LINF.eps * (1 + 1e-5)
+    assert adv.min() >= 0
+    assert adv.max() <= 1
+
+
+@pytest.mark.parametrize("detach", [True, False])
+def test_a_cached_key_gives_the_adversary_of_a_fresh_one(detach: bool) -> None:
+    method, nets = rocl(detach_keys=detach)
+    a, b = batch_for(method).views
+    fast = method.instance_attack(nets, a, b, batch_for(method), AT)
+
+    nets.eval()
+    adv = random_start(a, LINF, batch_for(method).generator)
+    for _ in range(method.steps):
+        adv = adv.detach().requires_grad_()
+        z, key = nets.project(torch.cat([adv, b])).chunk(2)  # the target is encoded again at every step
+        loss = contrastive((z, key), temperature=method.temperature, anchors=(0,), detach_keys=detach).sum()
+        (gradient,) = torch.autograd.grad(loss, adv)
+        with torch.no_grad():
+            adv = project(adv + method.step * LINF.eps * steepest(gradient, adv, LINF.norm), a, LINF)
+    assert torch.allclose(fast, adv, atol=1e-6)
+
+
+def log_softmax_sum(vectors: Tensor, n: int, temperature: float) -> Tensor:
+    """The sum of -log(exp s(u, p) / sum of exp s(u, k)) over all anchors u and their other views p; pair by pair."""
+    z = vectors / vectors.norm(dim=1, keepdim=True)
+    found = torch.zeros(())
+    for u in range(len(z)):
+        s = z[u] @ z.T / temperature
+        every = torch.cat([s[:u], s[u + 1 :]]).exp().sum()
+        for p in range(len(z)):
+            if p != u and p % n == u % n:
+                found = found + every.log() - s[p]
+    return found
+
+
+@pytest.mark.parametrize("regularise_to", ["other", "original"])
+def test_rocl_is_the_released_codes_loss(regularise_to: str) -> None:
+    method, nets = rocl(regularise=0.5, regularise_to=regularise_to)
+    batch = batch_for(method)
+    a, b = batch.views
+    adv = method.instance_attack(nets, a, b, batch_for(method), AT)
+    state = {key: value.clone() for key, value in nets.state_dict().items()}
+    terms = method.terms(nets, batch, AT)
+
+    # in the same order, since train mode moves running statistics: first the pair, then the three
+    moved = nets.state_dict()
+    after = {key: value.clone() for key, value in moved.items()}
+    nets.load_state_dict(state)
+    with torch.no_grad():
+        pair = nets.project(torch.cat([adv, b if regularise_to == "other" else a]))
+        three = nets.project(torch.cat([a, b, adv]))
+    main = log_softmax_sum(three, N, method.temperature) / (3 * N)
+    second = 0.5 * log_softmax_sum(pair, N, method.temperature) / (2 * N)
+    assert terms["contrastive"].item() == pytest.approx(main.item(), rel=1e-5)
+    assert terms["regulariser"].item() == pytest.approx(second.item(), rel=1e-5)
+    assert all(torch.equal(after[key], value) for key, value in nets.state_dict().items())
+
+
+def test_rocls_keys_are_constants_by_default_only() -> None:
+    # detaching changes no value, only the gradient
+    results = []
+    for detach in (True, False):
+        method, nets = rocl(steps=1, step=0.0, detach_keys=detach)
+        loss = total(method.terms(nets, batch_for(method), AT))
+        loss.backward()
+        results.append((loss.item(), next(nets.encoder.parameters()).grad))
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-6)
+    assert not torch.allclose(results[0][1], results[1][1], rtol=1e-2)
+
+
+def test_rocl_without_a_ball_is_contrastive_learning_of_three_views() -> None:
+    method, nets = rocl(regularise=0.0)
+    batch = batch_for(method)
+    a, b = batch.views
+    terms = method.terms(nets, batch, Moment(0, 1, ThreatModel.parse("linf-0")))
+    with torch.no_grad():
+        three = nets.project(torch.cat([a, b, a]))  # train mode: batch statistics, so moved buffers do not matter
+    assert terms["contrastive"].item() == pytest.approx(log_softmax_sum(three, N, 0.5).item() / (3 * N), rel=1e-5)
+    assert terms["regulariser"] == 0
+
+
+def test_the_papers_form_has_one_anchor_and_its_sum_inside_the_logarithm() -> None:
+    method, nets = rocl(positives="in-log", anchors="first", regularise=0.0, steps=1)
+    a, b = batch_for(method).views
+    adv = method.instance_attack(nets, a, b, batch_for(method), AT)
+    terms = method.terms(nets, batch_for(method), AT)
+    with torch.no_grad():
+        z = torch.nn.functional.normalize(nets.project(torch.cat([a, b, adv])), dim=1)
+    s = (z[:N] @ z.T / method.temperature).exp()
+    rows = torch.arange(N)
+    friends = s[rows, rows + N] + s[rows, rows + 2 * N]
+    expected = -(friends / (s.sum(1) - s[rows, rows])).log().mean()
+    assert terms["contrastive"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_trades_is_its_formula() -> None:
+    method, nets = made("trades", beta=3.0, steps=4)
+    nets.eval()  # no batch statistics, so that the clean logits of the attack are those of the loss
+    batch = batch_for(method)
+    (x,) = batch.views
+    terms = method.terms(nets, batch, AT)
+
+    def divergence(adv: Tensor) -> Tensor:
+        p, q = nets(x).detach().log_softmax(1), nets(adv).log_softmax(1)
+        return (p.exp() * (p - q)).sum(1)
+
+    adv = project(x + 0.001 * normal(batch_for(method).generator, x.shape, "cpu"), x, LINF)
+    for _ in range(4):
+        adv.requires_grad_()
+        (gradient,) = torch.autograd.grad(divergence(adv).sum(), adv)
+        adv = project(adv.detach() + 0.25 * LINF.eps * steepest(gradient, adv, LINF.norm), x, LINF).detach()
+    assert terms["ce"].item() == pytest.approx(cross_entropy(nets(x), batch.y).mean().item(), rel=1e-6)
+    assert terms["kl"].item() == pytest.approx(3 * divergence(adv).mean().item(), rel=1e-3)
+    assert terms["kl"] > 0
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_trades_without_a_ball_is_standard_training(mode: str) -> None:
+    method, nets = made("trades")
+    nets.train(mode == "train")
+    terms = method.terms(nets, batch_for(method), Moment(0, 1, ThreatModel.parse("linf-0")))
+    assert terms["kl"].item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["pgd-at", "trades", "robust-linear"])
+def test_a_harder_threat_costs_more(name: str) -> None:
+    method, nets = made(name)
+    nets.eval()
+    losses = [
+        total(method.terms(nets, batch_for(method), Moment(0, 1, ThreatModel.parse(f"linf-{eps}")))).item()
+        for eps in (0, 0.05, 0.2)
+    ]
+    assert losses == sorted(losses)
+    assert losses[0] < losses[2]
+
+
+@pytest.mark.parametrize("name", ["linear", "robust-linear"])
+def test_linear_evaluation_leaves_the_encoder_as_it_is(name: str) -> None:
+    method, nets = made(name)
+    before = {key: value.clone() for key, value in nets.encoder.state_dict().items()}
+    method.terms(nets, batch_for(method), AT)["ce"].backward()
+    assert all(torch.equal(before[key], value) for key, value in nets.encoder.state_dict().items())
+    assert all(parameter.grad is None for parameter in nets.encoder.parameters())
+
+
+@pytest.mark.parametrize(("mode", "passes"), [("eval", 1), ("train", 11)])
+def test_pgd_at_crafts_in_the_mode_it_was_told(mode: str, passes: int) -> None:
+    # every pass in train mode is counted by batch normalisation; the last one always is
+    method, nets = made("pgd-at", attack_bn=mode)
+    counter = nets.state_dict()["encoder.body.1.num_batches_tracked"]
+    before = int(counter)
+    method.terms(nets, batch_for(method), AT)
+    assert int(counter) - before == passes
+
+
+def test_pgd_at_refuses_an_unknown_mode() -> None:
+    with pytest.raises(UsageError, match="eval"):
+        method_for("pgd-at", {"attack_bn": "trian"})

@@ -1,0 +1,486 @@
+"""The trainer: what it makes depends on recipe and seed alone, and what cannot be trained is refused before it starts."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from robench import data, files, recipe, training
+from robench.checkpoint import Checkpoint, open_checkpoint
+from robench.data import Split
+from robench.errors import CheckpointError, DataError, RobenchError, StoreError, TrainingError, UsageError
+from robench.methods.standard import Standard
+from robench.models import Nets
+from robench.protocols import Batch, Moment, Progress
+from robench.recipe import Recipe
+from robench.training import FULL, Run, duration, finished, train
+
+Terms = dict[str, Tensor]
+
+
+def tiny(name: str = "standard-digits", **changes: Any) -> Recipe:
+    """A recipe on 237 images with a network of few weights; two dashes stand for a dot: `stage__0__epochs=1`."""
+    small = {"model": "cnn@width=2", "validation": 1200, "stage__0__epochs": 2, "stage__0__batch": 64}
+    pairs = {**small, **changes}
+    return recipe.load(name, [(key.replace("__", "."), value) for key, value in pairs.items()])
+
+
+def two_stages() -> Recipe:
+    return tiny("simclr-digits", stage__1__epochs=2)
+
+
+class StoppedError(Exception):
+    """Stands for the end of a process."""
+
+
+def after(count: int) -> Callable[[Progress], None]:
+    """A monitor that stops the run at a step."""
+    left = iter(range(count))
+
+    def monitor(progress: Progress) -> None:
+        if next(left, None) is None:
+            raise StoppedError
+
+    return monitor
+
+
+def remains(folder: Path) -> dict[str, object]:
+    """Everything a run left, without when and where it was made."""
+    found: dict[str, object] = {}
+    for path in sorted(folder.iterdir()):
+        content: Any = path.read_bytes()
+        if path.suffix == ".json":
+            content = {key: value for key, value in json.loads(content).items() if key != "provenance"}
+        found[path.name] = content
+    return found
+
+
+def written(folder: Path) -> list[Path]:
+    """Every file anywhere below a folder."""
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def numbers(folder: Path) -> bool:
+    """Whether every weight of every checkpoint in a folder is finite."""
+    return all(
+        bool(tensor.isfinite().all()) for path in folder.glob("*.safetensors") for tensor in load_file(path).values()
+    )
+
+
+# methods from outside
+
+SEEN: list[Tensor] = []
+
+
+@dataclass(frozen=True)
+class Recorder(Standard):
+    """Standard training that remembers the images it was given."""
+
+    views: ClassVar[tuple[str, ...]] = ("original",)
+
+    def terms(self, nets: Nets, batch: Batch, at: Moment) -> Terms:
+        SEEN.append(batch.views[0])
+        return super().terms(nets, batch, at)
+
+
+@dataclass(frozen=True)
+class Diverges(Standard):
+    """A loss that is no number from some epoch on."""
+
+    since: int = 0
+
+    def terms(self, nets: Nets, batch: Batch, at: Moment) -> Terms:
+        terms = super().terms(nets, batch, at)
+        return {"ce": terms["ce"] * float("nan")} if at.epoch >= self.since else terms
+
+
+@dataclass(frozen=True)
+class Explodes(Standard):
+    """A finite loss whose gradient is no number: the square root of zero."""
+
+    def terms(self, nets: Nets, batch: Batch, at: Moment) -> Terms:
+        return {**super().terms(nets, batch, at), "root": (0 * nets.parts["head"].weight).sum().sqrt()}
+
+
+@dataclass(frozen=True)
+class Undecided(Standard):
+    select: ClassVar[str] = "somehow"
+
+
+# the same recipe and seed, the same weights
+
+
+def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        torch.manual_seed(ord(name))  # the global random state must not matter
+        train(Run(two_stages(), tmp_path / name))
+    assert remains(tmp_path / "a") == remains(tmp_path / "b")
+
+
+def test_another_seed_gives_other_weights(tmp_path: Path) -> None:
+    one, two = (train(Run(tiny(), tmp_path / str(seed), seed=seed)) for seed in (0, 1))
+    assert one.sha256 != two.sha256
+
+
+def test_training_leaves_the_global_random_state(tmp_path: Path) -> None:
+    before = torch.get_rng_state()
+    train(Run(tiny("pgd-at-digits", stage__0__epochs=1), tmp_path / "run"))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    train(Run(two_stages(), folder))
+    return remains(folder)
+
+
+@pytest.mark.parametrize("every", [0.0, 1e9], ids=["saves each epoch", "saves each stage"])
+@pytest.mark.parametrize("steps", [0, 2, 4, 6, 7])
+def test_a_resumed_run_is_the_uninterrupted_one(
+    steps: int, every: float, tmp_path: Path, uninterrupted: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # three steps an epoch in the first stage, one in the second
+    monkeypatch.setattr(training, "SAVE_EVERY", every)
+    run = Run(two_stages(), tmp_path / "run")
+    with pytest.raises(StoppedError):
+        train(run, monitor=after(steps))
+    assert not finished(run)
+    train(run, resume=True)
+    assert finished(run)
+    assert remains(run.folder) == uninterrupted
+
+
+def test_a_run_may_end_at_any_write(
+    tmp_path: Path, uninterrupted: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "SAVE_EVERY", 0.0)
+    write, count = files.write, 0
+    for stop in range(100):
+        run = Run(two_stages(), tmp_path / str(stop))
+        left = iter(range(stop))
+
+        def until(path: Path, content: bytes, left: Any = left) -> None:
+            if next(left, None) is None:
+                raise StoppedError
+            write(path, content)
+
+        monkeypatch.setattr(files, "write", until)
+        try:
+            train(run)
+        except StoppedError:
+            monkeypatch.setattr(files, "write", write)
+            train(run, resume=True)
+            assert remains(run.folder) == uninterrupted, f"stopped at write {stop}"
+            count += 1
+            continue
+        break
+    assert count > 10
+
+
+def test_resuming_nothing_begins(tmp_path: Path, uninterrupted: dict[str, object]) -> None:
+    train(Run(two_stages(), tmp_path / "run"), resume=True)
+    assert remains(tmp_path / "run") == uninterrupted
+
+
+def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
+    run = Run(two_stages(), tmp_path / "run")
+    with pytest.raises(StoppedError):
+        train(run, monitor=after(7))
+    path = run.folder / "state.pt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"state\.pt is damaged"):
+        train(run, resume=True)
+
+
+# what it leaves
+
+
+def test_the_best_epoch_by_validation_and_the_last_are_kept(tmp_path: Path) -> None:
+    made = train(Run(tiny(stage__0__epochs=4), tmp_path / "run"))
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    scores = [row["validation clean"] for row in rows]
+    assert made.kind == "best"
+    assert made.metrics["validation clean"] == max(scores)
+    assert made.epoch == 1 + scores.index(max(scores))
+    assert open_checkpoint("run@last", tmp_path).epoch == 4
+
+
+def test_a_method_that_picks_by_robustness_is_judged_by_it(tmp_path: Path) -> None:
+    made = train(Run(tiny("pgd-at-digits"), tmp_path / "run"))
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert made.metrics["validation robust"] == max(row["validation robust"] for row in rows)
+
+
+def test_without_a_validation_split_the_last_epoch_counts(tmp_path: Path) -> None:
+    made = train(Run(tiny(validation=0, stage__0__epochs=1), tmp_path / "run"))
+    assert made.kind == "last"
+    assert not (tmp_path / "run" / "best.json").exists()
+
+
+def test_a_finished_run_leaves_no_state(tmp_path: Path, uninterrupted: dict[str, object]) -> None:
+    names = {f"{kind}.{end}" for kind in ("best", "last") for end in ("json", "safetensors")}
+    assert set(uninterrupted) == {*names, "metrics.jsonl", "run.json"}
+
+
+def test_progress_ends_at_its_total(tmp_path: Path) -> None:
+    told: list[Progress] = []
+    train(Run(two_stages(), tmp_path / "run"), monitor=told.append)
+    tasks = {progress.task: progress for progress in told}
+    assert len(tasks) == 2
+    assert all(last.done == last.total for last in tasks.values())
+    assert [p.done for p in told] == [*range(1, 7), 1, 2]
+
+
+def test_a_smoke_run_takes_few_steps_and_may_be_repeated(tmp_path: Path) -> None:
+    told: list[Progress] = []
+    run = Run(two_stages(), tmp_path / "run", steps=2)
+    first = train(run, monitor=told.append)
+    assert [progress.done for progress in told] == [1, 2, 1]
+    assert all(progress.values[FULL] for progress in told)
+    assert train(run).sha256 == first.sha256
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"), [(40, "40 s"), (90, "2 min"), (720, "12 min"), (11160, "3.1 h"), (86400 * 45, "45 days")]
+)
+def test_durations_a_person_can_grasp(seconds: float, expected: str) -> None:
+    assert duration(seconds) == expected
+
+
+# what it may look at
+
+
+def test_held_out_images_are_never_trained_on(tmp_path: Path) -> None:
+    SEEN.clear()
+    train(Run(tiny(stage__0__method="test_training:Recorder", stage__0__epochs=3), tmp_path / "run"))
+    kept, held = data.hold_out(data.load("digits", Split.TRAIN, Path()), 1200)
+    assert held is not None
+    trained_on = {bytes(image.numpy()) for batch in SEEN for image in (batch * 255).round().to(torch.uint8)}
+    assert trained_on <= {bytes(image.numpy()) for image in kept.pixels}
+    assert not trained_on & {bytes(image.numpy()) for image in held.pixels}
+
+
+def test_no_image_comes_twice_in_an_epoch(tmp_path: Path) -> None:
+    SEEN.clear()
+    train(Run(tiny(stage__0__method="test_training:Recorder", stage__0__epochs=1), tmp_path / "run"))
+    assert [len(batch) for batch in SEEN] == [64, 64, 64]
+    assert len({bytes(image.numpy()) for batch in SEEN for image in batch}) == 192
+
+
+def test_training_cannot_read_the_test_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load, asked = data.load, []
+
+    def guarded(name: str, split: Split, root: Path) -> data.Images:
+        asked.append(split)
+        return load(name, split, root)
+
+    monkeypatch.setattr(data, "load", guarded)
+    train(Run(two_stages(), tmp_path / "run"))
+    assert asked == [Split.TRAIN]
+
+
+# losses that are no numbers
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
+    run = Run(tiny(stage__0__method="test_training:Diverges"), tmp_path / "run")
+    with pytest.raises(TrainingError, match=r"no longer finite in epoch 1 .*stage\.0\.optimiser\.lr=0\.05"):
+        train(run)
+    assert not list(run.folder.glob("*.safetensors"))
+
+
+def test_a_rate_that_is_too_large_leaves_no_broken_checkpoint(tmp_path: Path) -> None:
+    run = Run(tiny(stage__0__optimiser__lr=1e30), tmp_path / "run")
+    with pytest.raises(TrainingError, match="no longer finite"):
+        train(run)
+    assert numbers(run.folder)
+
+
+def test_the_last_good_epoch_stays(tmp_path: Path) -> None:
+    run = Run(tiny(stage__0__method="test_training:Diverges", stage__0__options={"since": 1}), tmp_path / "run")
+    with pytest.raises(TrainingError, match="epoch 2"):
+        train(run)
+    best = open_checkpoint("run", tmp_path)
+    assert best.epoch == 1
+    best.load()
+
+
+def test_weights_that_are_no_numbers_are_not_a_checkpoint(tmp_path: Path) -> None:
+    # the loss is computed before the step, so the last step of an epoch can break the weights without its notice
+    run = Run(
+        tiny(stage__0__method="test_training:Explodes", stage__0__epochs=1, stage__0__batch=237), tmp_path / "run"
+    )
+    with pytest.raises(TrainingError):
+        train(run)
+    assert numbers(run.folder)
+
+
+# folders
+
+
+def test_a_finished_run_is_not_repeated(tmp_path: Path) -> None:
+    run = Run(tiny(stage__0__epochs=1), tmp_path / "run")
+    train(run)
+    with pytest.raises(UsageError, match="holds this run already, finished"):
+        train(run)
+    with pytest.raises(UsageError, match="holds this run already, finished"):
+        train(run, resume=True)
+
+
+def test_an_unfinished_run_is_only_resumed_on_request(tmp_path: Path) -> None:
+    run = Run(tiny(), tmp_path / "run")
+    with pytest.raises(StoppedError):
+        train(run, monitor=after(1))
+    with pytest.raises(UsageError, match="unfinished: go on with --resume"):
+        train(run)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize(
+    ("other", "expected"),
+    [
+        (lambda folder: Run(tiny(stage__0__optimiser__lr=0.2), folder), r"differs in stage\.0\.optimiser\.lr"),
+        (lambda folder: Run(tiny("trades-digits"), folder), "differs in .*name"),
+        (lambda folder: Run(tiny(), folder, seed=1), "the seed, --smoke or --encoder"),
+        (lambda folder: Run(tiny(), folder, steps=2), "the seed, --smoke or --encoder"),
+    ],
+)
+def test_a_folder_that_holds_another_run_is_refused(
+    other: Callable[[Path], Run], expected: str, resume: bool, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(StoppedError):
+        train(Run(tiny(), folder), monitor=after(1))
+    before = remains(folder)
+    with pytest.raises(UsageError, match=f"holds another run; .*{expected}"):
+        train(other(folder), resume=resume)
+    assert remains(folder) == before
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null", '{"identity": 1, "recipe": 2}'])
+def test_a_damaged_marker_is_not_trusted(text: str, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text(text)
+    with pytest.raises((StoreError, UsageError), match=r"choose another folder|Choose another folder"):
+        train(Run(tiny(), tmp_path / "run"))
+
+
+def test_a_checkpoint_from_elsewhere_is_not_overwritten(tmp_path: Path) -> None:
+    # someone's weights and their JSON, without the marker a training run leaves
+    train(Run(tiny(stage__0__epochs=1), tmp_path / "run"))
+    (tmp_path / "run" / "run.json").unlink()
+    before = remains(tmp_path / "run")
+    with pytest.raises(RobenchError):
+        train(Run(tiny(), tmp_path / "run"))
+    assert remains(tmp_path / "run") == before
+
+
+def test_a_folder_that_cannot_be_made_is_said_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="cannot write in"):
+        train(Run(tiny(), tmp_path / "file" / "run"), monitor=after(0))
+
+
+# what cannot be trained
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"stage__0__method": "linear"}, r"stage 0 \(linear\) keeps the encoder as it is.*--encoder"),
+        ({"stage__0__method": "pgd-at"}, r"threat: --set threat=linf-8/255"),
+        ({"stage__0__method": "trades"}, r"threat: --set threat=linf-8/255"),
+        ({"stage__0__method": "rocl"}, r"threat: --set threat=linf-8/255"),
+        ({"stage__0__options": {"steps": 3}}, r"method standard\.steps: unknown key"),
+        ({"stage__0__method": "test_training:Absent"}, "cannot import"),
+        ({"stage__0__method": "test_training:Undecided"}, "`select` is 'somehow'"),
+        ({"validation": 1437}, "cannot hold out 1437 of 1437"),
+        ({"stage__0__optimiser__lr": -1.0}, "lr"),
+        ({"stage__0__optimiser__lr": float("nan")}, "lr"),
+        ({"stage__0__optimiser__momentum": -1.0}, "momentum"),
+        ({"stage__0__optimiser__nesterov": True, "stage__0__optimiser__momentum": 0.0}, "nesterov|Nesterov"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_trained_is_said_before_anything_is_written(
+    changes: dict[str, Any], expected: str, tmp_path: Path
+) -> None:
+    with pytest.raises((UsageError, DataError), match=expected):
+        train(Run(tiny(**changes), tmp_path / "run"), monitor=after(0))
+    # a marker left here would turn the corrected command into "holds another run"
+    assert not written(tmp_path)
+
+
+def test_absent_data_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(*_: object) -> None:
+        raise DataError("absent")
+
+    monkeypatch.setattr(data, "load", absent)
+    with pytest.raises(DataError):
+        train(Run(tiny(), tmp_path / "run"))
+    assert not written(tmp_path)
+
+
+# encoders from elsewhere
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return train(Run(tiny(stage__0__epochs=1), tmp_path_factory.mktemp("encoder") / "run"))
+
+
+def linear(**changes: Any) -> Recipe:
+    return tiny(stage__0__method="linear", **changes)
+
+
+def test_a_linear_head_leaves_the_given_encoder(encoder: Checkpoint, tmp_path: Path) -> None:
+    made = train(Run(linear(), tmp_path / "run", encoder=encoder))
+    before, after_ = encoder.load().encoder.state_dict(), made.load().encoder.state_dict()
+    assert all(torch.equal(before[key], after_[key]) for key in before)
+    assert made.sha256 != encoder.sha256
+
+
+def test_a_linear_stage_leaves_the_encoder_of_the_stage_before(tmp_path: Path) -> None:
+    run = Run(two_stages(), tmp_path / "run")
+    with pytest.raises(StoppedError):
+        train(run, monitor=after(6))
+    before = load_file(run.folder / "last.safetensors")
+    train(run, resume=True)
+    now = load_file(run.folder / "last.safetensors")
+    encoders = [key for key in before if key.startswith("encoder")]
+    assert encoders
+    assert all(torch.equal(before[key], now[key]) for key in encoders)
+
+
+def test_runs_from_two_encoders_are_two_runs(encoder: Checkpoint, tmp_path: Path) -> None:
+    other = train(Run(tiny(stage__0__epochs=1), tmp_path / "other", seed=1))
+    with pytest.raises(StoppedError):
+        train(Run(linear(), tmp_path / "run", encoder=encoder), monitor=after(1))
+    with pytest.raises(UsageError, match="holds another run"):
+        train(Run(linear(), tmp_path / "run", encoder=other), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"model": "cnn@width=3"}, "is cnn@width=2 for 1x8x8 images; this recipe wants cnn@width=3"),
+        # the same weights behind another entrance are another function
+        ({"normalise": True}, "normalise"),
+    ],
+    ids=str,
+)
+def test_an_encoder_that_does_not_fit_is_refused(
+    changes: dict[str, Any], expected: str, encoder: Checkpoint, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match=expected):
+        train(Run(linear(**changes), tmp_path / "run", encoder=encoder), monitor=after(0))
+    assert not written(tmp_path)
