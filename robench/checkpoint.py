@@ -57,7 +57,8 @@ class Checkpoint:
     def name(self) -> str:
         """How tables call it: the run, with `@last` where that is not the default."""
         default = "best" if (self.folder / "best.json").is_file() else "last"
-        return self.folder.name if self.kind == default else f"{self.folder.name}@{self.kind}"
+        name = self.folder.resolve().name
+        return name if self.kind == default else f"{name}@{self.kind}"
 
     def load(self, device: torch.device | str = "cpu") -> Nets:
         """The networks with these weights, in eval mode.
@@ -156,8 +157,11 @@ def open_checkpoint(text: str, root: Path) -> Checkpoint:
     Raises:
         CheckpointError: if there is none there, or its JSON is damaged.
     """
-    place, _, kind = text.partition("@")
-    folder = next((path for path in (Path(place), root / place) if path.is_dir()), None)
+    place, kind = text, ""
+    if "@" in text and not any(path.is_dir() for path in (Path(text), root / text)):
+        place, _, kind = text.rpartition("@")
+    places = [path for path in (Path(place), root / place) if path.is_dir()]
+    folder = next((path for path in places if _holds_one(path)), places[0] if places else None)
     if folder is None:
         known = sorted(run.name for run in runs(root))
         listed = f"runs there: {', '.join(known)}" if known else "nothing is trained there yet: robench train RECIPE"
@@ -172,9 +176,12 @@ def open_checkpoint(text: str, root: Path) -> Checkpoint:
         table = json.loads(path.read_bytes())
         if table.pop("format") != FORMAT:
             raise CheckpointError(f"{path} was written by another version of robench; train it again")
-        table["recipe"] = build(Recipe, table["recipe"])
-        table["shape"] = tuple(table["shape"])
-        return Checkpoint(folder=folder, kind=path.stem, **table)
+        if table.keys() & {"folder", "kind"}:
+            raise ValueError("it names its own folder")
+        found: Checkpoint = build(Checkpoint, {**table, "folder": folder, "kind": path.stem})
+        if min(found.classes, *found.shape) < 1 or not 0 <= found.stages <= len(found.recipe.stage):
+            raise ValueError("classes, shape and stages do not fit together")
+        return found
     except CheckpointError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RobenchError) as error:
@@ -187,4 +194,8 @@ def runs(root: Path) -> list[Path]:
     """The folders under `root` that hold a finished checkpoint, by name."""
     if not root.is_dir():
         return []
-    return sorted(path for path in root.iterdir() if any((path / f"{k}.json").is_file() for k in ("best", "last")))
+    return sorted(path for path in root.iterdir() if _holds_one(path))
+
+
+def _holds_one(folder: Path) -> bool:
+    return any((folder / f"{kind}.json").is_file() for kind in ("best", "last"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import traceback as tracebacks
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -38,6 +39,10 @@ class Threat(click.ParamType[ThreatModel]):
 
 class Choice(click.Choice[str]):
     """A choice that names the nearest match."""
+
+    def get_missing_message(self, param: click.Parameter, ctx: click.Context | None) -> str:
+        """The choices, on the same line."""
+        return f"Choose from {', '.join(self.choices)}"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """The choice, or an error with the nearest one."""
@@ -119,8 +124,9 @@ def train(
     pairs += [("dataset", dataset)] if dataset else []
     pairs += [("model", model)] if model else []
     wanted = recipes.load(recipe, pairs)
+    words = re.sub(r"[^\w.-]+", "-", dataset or "")
     suffix = ("-smoke" if smoke else "") + (f"-seed{seed}" if seed else "")
-    folder = out or checkpoints / (wanted.name + (f"-{dataset}" if dataset else "") + suffix)
+    folder = out or checkpoints / (wanted.name + (f"-{words}" if words else "") + suffix)
     check_writable(folder.parent)
 
     from robench import training
@@ -301,7 +307,7 @@ def _tell(
     ran: Iterable[tuple[Job, Result | Failure, bool]], quiet: bool = False
 ) -> list[tuple[Result | Failure, bool]]:
     """Say what each cell gave, as it comes."""
-    from robench.results import Failure, column
+    from robench.results import Failure, column, safe
     from robench.terminal import say
 
     told = []
@@ -310,7 +316,7 @@ def _tell(
         via = f" from {record.source.name}" if record.source else ""
         what = f"{record.subject.name}{via}: {column(record.cell.attack, record.cell.threat)}"
         if isinstance(record, Failure):
-            say(f"FAILED  {what}: {record.reason}")
+            say(f"FAILED  {what}: {safe(record.reason)}")
         elif not quiet:
             n = record.cell.count
             note = "  (was there already)" if there else f"  {record.seconds:.1f} s"
@@ -399,6 +405,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     code = 0
     try:
         code = cli(given, prog_name="robench", standalone_mode=False) or 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else "", err=True)
+        code = 2
     except click.exceptions.Abort:
         click.echo("stopped; what was finished is kept: run the same command again (train: with --resume)", err=True)
         code = 130

@@ -23,6 +23,7 @@ from robench.threat import ThreatModel
 RECIPES = ("rocl-digits", "trades-digits", "pgd-at-digits", "simclr-digits", "standard-digits")
 SEEN = ThreatModel.parse("linf-0.2")
 UNSEEN = tuple(map(ThreatModel.parse, ("linf-0.25", "l2-0.25", "l2-0.5")))
+COUNT = 240  # test images
 UNSEEN_L1 = tuple(map(ThreatModel.parse, ("l1-1", "l1-2")))
 SUMMARY = "five methods on 8x8 scans of digits; smoke-sized, not CIFAR-10"
 
@@ -38,15 +39,15 @@ def run(
     models = _in_lanes(checkpoints, results, device, monitor)
     engine = Engine(device, monitor=monitor)
     jobs = white_box(engine, models)
-    jobs += engine.plan(models, attacks=["pgd-20"], threats=[SEEN], sources=models)
+    jobs += engine.plan(models, attacks=["pgd-20"], threats=[SEEN], sources=models, count=COUNT)
     yield from engine.run(jobs, Store(results))
 
 
 def white_box(engine: Engine, models: list[Checkpoint]) -> list[Job]:
     """The white-box cells of some models; PGD has ten restarts in l1, where one says little."""
-    jobs = engine.plan(models, attacks=["fgsm", "pgd-20", "autoattack"], threats=[SEEN])
-    jobs += engine.plan(models, attacks=["pgd-20"], threats=UNSEEN)
-    return jobs + engine.plan(models, attacks=["pgd-20x10"], threats=UNSEEN_L1)
+    jobs = engine.plan(models, attacks=["fgsm", "pgd-20", "autoattack"], threats=[SEEN], count=COUNT)
+    jobs += engine.plan(models, attacks=["pgd-20"], threats=UNSEEN, count=COUNT)
+    return jobs + engine.plan(models, attacks=["pgd-20x10"], threats=UNSEEN_L1, count=COUNT)
 
 
 def _in_lanes(checkpoints: Path, results: Path, device: torch.device, monitor: Monitor) -> list[Checkpoint]:

@@ -103,7 +103,7 @@ class Engine:
 
         Raises:
             UsageError: for unknown names, or a count beyond the test set.
-            CheckpointError: for a checkpoint without a head, or of other images or classes than the data set.
+            CheckpointError: for a damaged checkpoint, one without a head, or of other images or classes than the data set.
         """
         jobs = []
         for checkpoint in checkpoints:
@@ -111,6 +111,7 @@ class Engine:
             images = self.images(name, count)
             for each in (checkpoint, *sources):
                 _check_fits(each, images)
+                self._loaded(each)
             wanted = list(threats) or [_usual_threat(checkpoint)]
             others: list[Checkpoint | None] = (
                 [s for s in sources if s.sha256 != checkpoint.sha256] if sources else [None]
@@ -181,6 +182,7 @@ class Engine:
 
         nets = self._loaded(job.checkpoint)
         door = Door(nets, images.classes, self.batch, watch)
+        before = _versions(nets)
         with frozen(nets):
             x, y = images.x(), images.y
             with torch.no_grad():
@@ -192,6 +194,10 @@ class Engine:
             else:
                 adv, (forwards, backwards) = self._craft(job, x, y, watch)
             _verify(adv, x, job.cell.threat)
+            nets.eval()  # whatever the attack left
+            if _versions(nets) != before:
+                del self._nets[job.checkpoint.sha256]
+                raise AttackError("the attack changed the weights or statistics of the model")
             with torch.no_grad():
                 robust = clean & (door(adv).argmax(1) == y)
         return Result(
@@ -273,6 +279,11 @@ def _verify(adv: Tensor, x: Tensor, threat: ThreatModel) -> None:
         raise AttackError(f"the attack left the ball: {threat.norm.value} norm {size:.8g}, allowed {threat.eps:.8g}")
 
 
+def _versions(nets: Nets) -> list[int]:
+    """How often each tensor was written to."""
+    return [tensor._version for tensor in nets.state_dict().values()]
+
+
 def _largest(adv: Tensor, x: Tensor, threat: ThreatModel) -> float:
     """The largest perturbation of a batch, in float64 (which some accelerators lack)."""
     return norm_of(adv.cpu().double() - x.cpu().double(), threat.norm).amax().item()
@@ -298,6 +309,9 @@ def unready(checkpoint: Checkpoint) -> str:
     if checkpoint.stages < len(recipe.stage):
         done = f"{checkpoint.stages} of {len(recipe.stage)} stages"
         return f"{name} is not finished ({done}): robench train {recipe.name} --resume --out {checkpoint.folder}"
+    marker, end, state = (checkpoint.folder / name for name in ("run.json", "last.json", "state.pt"))
+    if marker.exists() and (state.exists() or not end.exists()):
+        return f"{name} is not finished: robench train {recipe.name} --resume --out {checkpoint.folder}"
     if "head" not in nets_after(recipe, checkpoint.stages, checkpoint.classes, checkpoint.shape).parts:
         return f"{name} is an encoder without a head: robench train linear --encoder {checkpoint.folder}"
     return ""

@@ -34,9 +34,11 @@ def write(path: Path, content: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
-    except OSError as error:
+    except BaseException as error:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         raise StoreError(
             f"cannot write {path} ({len(content):,} bytes): {error.strerror}. Choose another folder, or make room"
         ) from error

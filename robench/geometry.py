@@ -40,9 +40,11 @@ def steepest(gradient: Tensor, x: Tensor, norm: Norm, *, sparsity: float = 0.05)
     """
     if norm is Norm.LINF:
         return gradient.sign()
-    flat = gradient.flatten(1)
     if norm is Norm.L2:
-        return gradient / _column(norm_of(flat, norm), gradient).clamp_min(_TINY)
+        largest = norm_of(gradient, Norm.LINF).clamp_min(torch.finfo(gradient.dtype).tiny)
+        scaled = gradient / _column(largest, gradient)  # so that squares of tiny or huge gradients do not vanish
+        return scaled / _column(norm_of(scaled, norm), gradient).clamp_min(_TINY)
+    flat = gradient.flatten(1)
     stuck = torch.where(flat > 0, x.flatten(1) >= 1, x.flatten(1) <= 0)
     size = flat.abs().masked_fill(stuck, 0)
     count = max(1, round(sparsity * flat.shape[1]))

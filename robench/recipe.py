@@ -26,6 +26,14 @@ class Optimiser:
     weight_decay: float = 0.0
     nesterov: bool = False
 
+    def __post_init__(self) -> None:
+        """Refuse what no optimiser takes."""
+        for name in ("lr", "momentum", "weight_decay"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise UsageError(f"optimiser.{name} must be a finite number of at least 0, not {getattr(self, name)}")
+        if self.nesterov and not self.momentum:
+            raise UsageError("optimiser.nesterov needs a momentum above 0")
+
 
 @dataclass(frozen=True)
 class Schedule:

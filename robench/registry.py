@@ -21,6 +21,9 @@ from robench.errors import UsageError, unknown
 from robench.spec import assignment
 
 
+_COMMA = re.compile(r",(?![^\[{]*[\]}])")  # a comma that is not inside a list or table
+
+
 @dataclass(frozen=True)
 class Entry:
     """One row of a registry.
@@ -97,7 +100,7 @@ class Registry:
             UsageError: if nobody knows the name; the message suggests the nearest.
         """
         name, at, tail = text.partition("@")
-        pairs = [assignment(item) for item in tail.split(",")] if at else []
+        pairs = [assignment(item) for item in _COMMA.split(tail)] if at else []
         return self._overridden(self._row(name.strip()), dict(pairs))
 
     def _row(self, name: str) -> Entry:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -45,7 +46,7 @@ def tables(records: Iterable[Result | Failure], which: str = "all") -> list[Tabl
     Raises:
         StoreError: if there is nothing of that kind.
     """
-    everything = list(records)
+    everything = sorted(records, key=lambda record: record.cell.key)
     results = [record for record in everything if isinstance(record, Result)]
     made: list[Table] = []
     groups = sorted({_slice(result) for result in results}, key=str)
@@ -95,17 +96,25 @@ def _white_box(results: Sequence[Result], where: str) -> Table:
                 found = bits.get((subject.sha256, name, threat))
                 row.append(_accuracy([found.robust]) if found else ABSENT)
             if _several(results, threat):
-                row.append(_accuracy([r.robust for r in own if r.cell.threat == threat]))
+                row.append(_worst([r for r in own if r.cell.threat == threat], [c for c in columns if c[1] == threat]))
         if len(threats) > 1:
-            row.append(_accuracy([r.robust for r in own]))
-        rows.append((subject.group, *row))
+            row.append(_worst(own, columns))
+        rows.append((safe(subject.group), *row))
     notes = [
         "Accuracy in per cent; a robust accuracy is an upper bound, as strong as the attacks are.",
         "seen: a checkpoint of this table trained against that threat; unseen: none did.",
         "worst: still right under every attack of that column group, transfer included; worst of all: under every cell.",
     ]
-    notes += [f"{safe(r.subject.name)}, {safe(r.cell.attack)}: {'; '.join(r.notes)}." for r in results if r.notes]
+    notes += sorted(
+        {f"{safe(r.subject.name)}, {safe(r.cell.attack)}: {safe('; '.join(r.notes))}." for r in results if r.notes}
+    )
     return Table(f"White-box accuracy, {where}", tuple(zip(*head, strict=True)), tuple(rows), tuple(notes))
+
+
+def _worst(own: Sequence[Result], columns: Sequence[tuple[str, ThreatModel]]) -> str:
+    """Accuracy under every result of a row; absent while one of the columns is, since fewer attacks look more robust."""
+    there = {(r.cell.attack, r.cell.threat) for r in own if not r.cell.source}
+    return _accuracy([r.robust for r in own]) if there.issuperset(columns) else ABSENT
 
 
 def _several(results: Sequence[Result], threat: ThreatModel) -> bool:
@@ -130,7 +139,7 @@ def _transfer(results: Sequence[Result], where: str) -> list[Table]:
                 own = target.sha256 == source.sha256
                 found = bits.get((target.sha256, "" if own else source.sha256))
                 row.append(ABSENT if found is None else _accuracy([found]) + ("*" if own else ""))
-            rows.append((target.group, safe(target.name), *row))
+            rows.append((safe(target.group), safe(target.name), *row))
         header = ("target \\ source", *[safe(source.name) for source in sources])
         title = f"Black-box transfer, {safe(attack)} at {threat}, {where}"
         note = (
@@ -180,7 +189,7 @@ def _markdown(table: Table) -> str:
     last = None
     for group, *cells in table.rows:
         if group and group != last:
-            lines.append([f"*{group}*", *[""] * (len(heads) - 1)])
+            lines.append([f"*{_cell(group)}*", *[""] * (len(heads) - 1)])
             last = group
         lines.append([_cell(cell) for cell in cells])
     widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
@@ -189,7 +198,7 @@ def _markdown(table: Table) -> str:
         "|" + "|".join("-" * (w + 1) + (":" if i else "-") for i, w in enumerate(widths)) + "|",
     ]
     text += [_row(line, widths) for line in lines[1:]]
-    notes = "".join(f"{_cell(note)}\n" for note in table.notes)
+    notes = "".join(re.sub(r"^([#+=~*>-]|\d+[.)])", r"\\\1", _cell(note)) + "\n" for note in table.notes)
     return f"**{_cell(table.title)}**\n\n" + "\n".join(text) + "\n" + (f"\n{notes}" if notes else "")
 
 
@@ -269,18 +278,27 @@ def csv(records: Iterable[Result | Failure], which: str = "cells") -> str:
         frames = []
         for table in tables([r for r in records if isinstance(r, Result)], which):
             made = pandas.DataFrame([row[1:] for row in table.rows], columns=_heads(table))
-            made.insert(0, "group", [row[0] for row in table.rows])
-            made.insert(0, "table", table.title)
+            made.insert(0, "group", [row[0] for row in table.rows], allow_duplicates=True)
+            made.insert(0, "table", table.title, allow_duplicates=True)
             frames.append(made)
-        frame = pandas.concat(frames, ignore_index=True)
-    text = frame.select_dtypes(include=["object", "string"]).columns
-    frame[text] = frame[text].map(_harmless)
+        frame = frames[0] if len(frames) == 1 else pandas.concat(map(_distinct, frames), ignore_index=True)
+    frame = frame.map(_harmless)
+    frame.columns = [_harmless(name) for name in frame.columns]
     return frame.to_csv(index=False, lineterminator="\n")
 
 
+def _distinct(frame: pandas.DataFrame) -> pandas.DataFrame:
+    seen: dict[str, int] = {}
+    names = []
+    for name in frame.columns:
+        seen[name] = seen.get(name, 0) + 1
+        names.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    frame.columns = names
+    return frame
+
+
 def _harmless(value: object) -> object:
-    if (isinstance(value, str) and value[:1] in ("=", "+", "@", "\t", "\r")) or (
-        value != ABSENT and str(value)[:1] == "-"
-    ):
-        return f"'{value}"
-    return value
+    if not isinstance(value, str):
+        return value
+    text = safe(value)
+    return f"'{text}" if text[:1] in ("=", "+", "@") or (text != ABSENT and text[:1] == "-") else text

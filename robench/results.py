@@ -223,5 +223,5 @@ def column(attack: str, threat: ThreatModel) -> str:
 
 def safe(text: str) -> str:
     """A name as one visible line: control and direction characters shown as escapes."""
-    pattern = "[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+    pattern = "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
     return re.sub(pattern, lambda match: f"\\x{ord(match[0]):02x}", text)

@@ -126,9 +126,10 @@ def assignment(text: str) -> tuple[str, Any]:
     if not equals or not path.strip():
         raise UsageError(f"{text!r}: expected KEY=VALUE, such as stage.0.epochs=2")
     try:
-        return path.strip(), tomllib.loads(f"value = {value}")["value"]
+        found = tomllib.loads(f"value = {value}")
     except tomllib.TOMLDecodeError:
         return path.strip(), value
+    return path.strip(), found["value"] if len(found) == 1 else value
 
 
 def plain(value: Any) -> Plain:

@@ -95,7 +95,7 @@ def train(run: Run, *, resume: bool = False, monitor: Monitor = unwatched) -> Ch
         DataError: if the data is absent.
         TrainingError: if the loss stops being finite; the last good state stays.
     """
-    files.check_writable(run.folder)
+    files.check_writable(run.folder.parent)
     _check_folder(run, resume)
     images = data.load(run.recipe.dataset, Split.TRAIN, run.data_root)
     kept, held = data.hold_out(images, run.recipe.validation)
@@ -104,6 +104,9 @@ def train(run: Run, *, resume: bool = False, monitor: Monitor = unwatched) -> Ch
         held = held.take(slice(64))
     methods = [method_for(stage.method, stage.options) for stage in run.recipe.stage]
     _check_stages(run, methods, images)
+    files.check_writable(run.folder)
+    if not _holds(run):
+        _mark(run)
 
     nets = _initial_nets(run, methods, images)
     state, optimiser_state = _restored(run, nets, images) if resume else (_State(), None)
@@ -145,7 +148,7 @@ def _holds(run: Run) -> bool:
 
 
 def _check_folder(run: Run, resume: bool) -> None:
-    """Refuse a folder that holds a run, unless it is a smoke run or to be resumed; write down which run this one is."""
+    """Refuse a folder that holds a run, unless it is a smoke run or to be resumed."""
     if run.steps and _holds(run):
         return
     if finished(run):
@@ -158,7 +161,14 @@ def _check_folder(run: Run, resume: bool) -> None:
             raise UsageError(
                 f"{run.folder} holds this run, unfinished: go on with --resume, or choose another folder with --out"
             )
-        return
+    elif any((run.folder / f"{kind}.json").exists() for kind in ("best", "last")):
+        raise UsageError(
+            f"{run.folder} holds a checkpoint that no run of this recipe left; choose another folder with --out"
+        )
+
+
+def _mark(run: Run) -> None:
+    """Write down which run this one is."""
     files.write_json(
         run.folder / "run.json",
         {
@@ -194,7 +204,8 @@ def _check_stages(run: Run, methods: list[Method], images: Images) -> None:
                 f"stage {number} ({run.recipe.stage[number].method}) keeps the encoder as it is, and nothing has trained one: "
                 "name a checkpoint with --encoder, or put a stage before it"
             )
-        if method.select == "robust" and run.recipe.threat is None:
+        against = getattr(method, "adversarial", method.select == "robust")
+        if against and run.recipe.threat is None:
             raise UsageError(
                 f"stage {number} ({run.recipe.stage[number].method}) needs a threat: --set threat=linf-8/255"
             )
@@ -204,6 +215,11 @@ def _check_stages(run: Run, methods: list[Method], images: Images) -> None:
         raise CheckpointError(
             f"the encoder of {run.encoder.name} is {theirs}; this recipe wants {ours}. "
             f"Use --model {run.encoder.recipe.model} --dataset {run.encoder.recipe.dataset}"
+        )
+    if run.encoder and run.encoder.recipe.normalise != run.recipe.normalise:
+        raise CheckpointError(
+            f"the encoder of {run.encoder.name} was trained with normalise={run.encoder.recipe.normalise}; "
+            f"--set normalise={str(run.encoder.recipe.normalise).lower()}"
         )
 
 
@@ -279,9 +295,9 @@ def _run_stage(
         if last:
             checkpoint.save(reached, nets)
         if last or time.monotonic() - saved > SAVE_EVERY:
-            _save_state(run, nets, optimiser, state)
             lines = "".join(json.dumps(entry) + "\n" for entry in state.log)
             files.write(run.folder / "metrics.jsonl", lines.encode())
+            _save_state(run, nets, optimiser, state)
             saved = time.monotonic()
 
 
@@ -330,7 +346,8 @@ def _run_epoch(
             shown[FULL] = duration(pace / batch_size * len(kept) * stage.epochs)
         monitor(Progress(_title(state, stage), state.epoch * taken + done, epochs * taken, shown))
     means = {name: (total / done).item() for name, total in totals.items()}
-    if not all(torch.isfinite(torch.tensor(value)) for value in means.values()):
+    whole = all(bool(t.isfinite().all()) for t in nets.state_dict().values() if t.is_floating_point())
+    if not whole or not all(torch.isfinite(torch.tensor(value)) for value in means.values()):
         raise TrainingError(
             f"the loss is no longer finite in epoch {state.epoch + 1} of stage {state.stage} ({stage.method}): {means}. "
             f"The last good state is kept; try --set stage.{state.stage}.optimiser.lr={stage.optimiser.lr / 2:g}"
@@ -347,7 +364,8 @@ def duration(seconds: float) -> str:
 
 
 def _title(state: _State, stage: Stage) -> str:
-    return stage.method if state.stage == 0 else f"  then {stage.method}"
+    later = f"  then {stage.method}" + (f" ({state.stage + 1})" if state.stage > 1 else "")
+    return later if state.stage else stage.method
 
 
 def _shown(totals: Mapping[str, Tensor], done: int, state: _State) -> dict[str, str]:

@@ -114,6 +114,14 @@ def test_the_folder_one_stands_in_has_its_own_name(tmp_path: Path, monkeypatch: 
     assert open_checkpoint(".", tmp_path).name == "run"
 
 
+def test_a_folder_without_a_checkpoint_does_not_hide_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # `robench evaluate rocl`, typed where a folder of source code is called rocl
+    saved, _ = made(tmp_path / "checkpoints" / "rocl")
+    (tmp_path / "rocl").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert open_checkpoint("rocl", tmp_path / "checkpoints") == saved
+
+
 def test_runs_lists_folders_with_a_checkpoint(tmp_path: Path) -> None:
     made(tmp_path / "b")
     made(tmp_path / "a", "last")

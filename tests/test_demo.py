@@ -53,7 +53,7 @@ def test_the_white_box_cells_of_a_model(trained: Path) -> None:
         ("pgd-20x10", "l1-1"),
         ("pgd-20x10", "l1-2"),
     ]
-    assert all(job.source is None and job.cell.count == 360 for job in jobs)
+    assert all(job.source is None for job in jobs)
 
 
 def test_every_model_gets_the_same_cells(trained: Path) -> None:

@@ -169,14 +169,14 @@ def test_a_random_start_belongs_to_the_image(norm: Norm) -> None:
 
 
 @NORMS
-@FEW
-@given(seed=st.integers(0, 1000), scale=st.sampled_from([1e-8, 1e-3, 1.0, 1e4]))
-def test_a_step_has_length_one_and_climbs(norm: Norm, seed: int, scale: float) -> None:
-    x = images(seed, border=False)
-    gradient = noise(x, seed, scale)
+@pytest.mark.parametrize("scale", [1e-30, 1e-15, 1e-8, 1.0, 1e4, 1e25])
+def test_a_step_has_length_one_and_climbs(norm: Norm, scale: float) -> None:
+    # a confident model has tiny gradients: shorter steps there would pass its confidence off as robustness
+    x = images(0, border=False)
+    gradient = noise(x, 0, scale)
     step = steepest(gradient, x, norm)
     assert torch.allclose(norm_of(step, norm), torch.ones(len(x)), atol=1e-5)
-    assert ((step * gradient).flatten(1).sum(1) > 0).all()
+    assert ((step * gradient).double().flatten(1).sum(1) > 0).all()
 
 
 @NORMS

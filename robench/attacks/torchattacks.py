@@ -47,8 +47,12 @@ class Torchattacks:
         if unknown:
             known = ", ".join(key for key in parameters if key not in ("model", "eps"))
             raise UsageError(f"attack torchattacks:{self.name}: unknown option {unknown[0]!r} (options: {known})")
-        if (norm := _norm(self.name, parameters)) not in (self.threat.norm, None):
-            raise UsageError(f"attack torchattacks:{self.name} works in {norm}, not in {self.threat.norm.value}")
+        if "norm" in self.options:
+            raise UsageError(f"attack torchattacks:{self.name}: the norm is the threat's; leave the option away")
+        if self.threat.norm not in (norms := _norms(self.name, parameters)):
+            raise UsageError(
+                f"attack torchattacks:{self.name} works in {' and '.join(norms)}, not in {self.threat.norm.value}"
+            )
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Tensor:
         """Perturb a batch; the global random state, which torchattacks draws from, is seeded and given back."""
@@ -56,7 +60,7 @@ class Torchattacks:
         parameters = inspect.signature(cls).parameters
         options = dict(self.options)
         if "norm" in parameters:
-            options.setdefault("norm", {"linf": "Linf", "l2": "L2"}[self.threat.norm])
+            options["norm"] = {"linf": "Linf", "l2": "L2"}[self.threat.norm]
         if "alpha" in parameters and "alpha" not in options:
             steps = options.get("steps", parameters["steps"].default if "steps" in parameters else 1)
             share = parameters["alpha"].default / parameters["eps"].default
@@ -100,7 +104,9 @@ def _class(name: str) -> Any:
     known = [
         key
         for key, value in vars(torchattacks).items()
-        if inspect.isclass(value) and issubclass(value, torchattacks.Attack) and key not in {*_NOT_ATTACKS, "Attack"}
+        if inspect.isclass(value)
+        and issubclass(value, torchattacks.attack.Attack)
+        and key not in {*_NOT_ATTACKS, "Attack"}
     ]
     if name not in known:
         match = nearest(name, known)
@@ -109,8 +115,8 @@ def _class(name: str) -> Any:
     return getattr(torchattacks, name)
 
 
-def _norm(name: str, parameters: Mapping[str, inspect.Parameter]) -> Norm | None:
-    """The one norm a class works in; None when it takes the norm as an option."""
+def _norms(name: str, parameters: Mapping[str, inspect.Parameter]) -> tuple[Norm, ...]:
+    """The norms a class works in. Those that take a norm offer L1 too, but stop with an error there."""
     if "norm" in parameters:
-        return None
-    return Norm.L2 if name.endswith("L2") else Norm.LINF
+        return Norm.LINF, Norm.L2
+    return (Norm.L2,) if name.endswith("L2") else (Norm.LINF,)

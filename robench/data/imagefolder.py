@@ -26,9 +26,14 @@ def load(*, path: str, split: Split, root: Path) -> Images:
         raise DataError(f"{part} and {other} hold different classes; give both the same sub-folders")
     try:
         found = ImageFolder(str(part), transform=pil_to_tensor)
-    except (FileNotFoundError, OSError) as error:
+    except OSError as error:
         raise DataError(f"{part}: {error}") from error
-    pixels = [image for image, _ in found]
+    pixels = []
+    for number, (name, _) in enumerate(found.samples):
+        try:
+            pixels.append(found[number][0])
+        except OSError as error:
+            raise DataError(f"{name} cannot be read as an image: {error}") from error
     for (name, _), image in zip(found.samples, pixels, strict=True):
         if image.shape != pixels[0].shape:
             raise DataError(

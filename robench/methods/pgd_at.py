@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
@@ -32,7 +33,7 @@ class PGDAT(Standard):
 
     steps: int = 10
     step: float = 0.25
-    attack_bn: str = "eval"
+    attack_bn: Literal["eval", "train"] = "eval"
 
     def terms(self, nets: Nets, batch: Batch, at: Moment) -> dict[str, Tensor]:
         """`ce`: the mean cross-entropy on the adversarial images."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -40,6 +40,8 @@ class RoCL(SimCLR):
         `in-log`, anchors `first`, and gradients through the keys. In the code the second term's partner is always the
         attack's target; here the two are independent.
     """
+
+    adversarial: ClassVar[bool] = True
 
     steps: int = 7
     step: float = 0.25
