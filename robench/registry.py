@@ -20,7 +20,6 @@ from typing import Any
 from robench.errors import UsageError, unknown
 from robench.spec import assignment
 
-
 _COMMA = re.compile(r",(?![^\[{]*[\]}])")  # a comma that is not inside a list or table
 
 

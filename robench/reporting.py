@@ -103,7 +103,8 @@ def _white_box(results: Sequence[Result], where: str) -> Table:
     notes = [
         "Accuracy in per cent; a robust accuracy is an upper bound, as strong as the attacks are.",
         "seen: a checkpoint of this table trained against that threat; unseen: none did.",
-        "worst: still right under every attack of that column group, transfer included; worst of all: under every cell.",
+        "worst: still right under every attack at that threat, transfer included; worst of all: under every cell.",
+        f"{ABSENT}: not evaluated; for a worst case, not evaluated under all of its attacks.",
     ]
     notes += sorted(
         {f"{safe(r.subject.name)}, {safe(r.cell.attack)}: {safe('; '.join(r.notes))}." for r in results if r.notes}
