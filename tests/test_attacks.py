@@ -243,6 +243,23 @@ def test_more_restarts_never_unbreak_an_image(text: str) -> None:
     assert not (once & ~more).any()
 
 
+@pytest.mark.parametrize("text", NORMS)
+def test_restarts_find_what_one_start_misses(text: str) -> None:
+    # darker images fool the model; brighter ones look better to the loss at first and never do
+    def model(x: Tensor) -> Tensor:
+        level = x.flatten(1).sum(1) - 32
+        return torch.stack([0 * level, torch.maximum(-level, 0.4 * torch.tanh(level)) - 0.5], 1)
+
+    x, y = torch.full((100, 1, 8, 8), 0.5), torch.zeros(100, dtype=torch.int64)
+    shares = []
+    for restarts in (1, 8):
+        attack = PGD(ThreatModel.parse(text), steps=10, restarts=restarts)
+        adv = attack(model, x, y, generator=ImageGenerator(0, range(100)))
+        shares.append((model(adv).argmax(1) != y).double().mean().item())
+    assert 0.25 < shares[0] < 0.75
+    assert shares[1] > 0.95
+
+
 @pytest.mark.parametrize("steps", [1, 2, 5])
 @pytest.mark.parametrize("text", NORMS[:2])
 def test_an_image_once_broken_stays_broken(text: str, steps: int) -> None:

@@ -184,3 +184,7 @@ def test_crops_have_the_areas_and_shapes_asked_for() -> None:
     assert ratio.max() < 4 / 3 / 0.9
     assert share.min() < area + 0.1
     assert share.max() > 0.9
+    # and lies anywhere: some small boxes touch each edge, where the ramp begins or ends
+    small = share < 0.6
+    for edge in (view[:, 0, 16, 0], view[:, 0, 16, -1], view[:, 1, 0, 16], view[:, 1, -1, 16]):
+        assert 0 < ((edge < 1e-6) | (edge > 1 - 1e-6))[small].sum() < small.sum()
