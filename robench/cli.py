@@ -132,8 +132,9 @@ def train(
     from robench import training
     from robench.checkpoint import open_checkpoint
     from robench.protocols import Progress
+    from robench.run import Run
 
-    run = training.Run(
+    run = Run(
         recipe=training.smoke(wanted, SMOKE_BATCH) if smoke else wanted,
         folder=folder,
         seed=seed,

@@ -18,6 +18,7 @@ from robench.checkpoint import Checkpoint, open_checkpoint
 from robench.evaluation import Engine, Job
 from robench.protocols import Monitor, Progress
 from robench.results import Failure, Result, Store
+from robench.run import Run, finished, holds
 from robench.threat import ThreatModel
 
 # the longest first, so that two lanes end together
@@ -87,9 +88,9 @@ def _lane(name: str, checkpoints: Path, results: Path, device: str, events: queu
         values = {key: value.removeprefix(f"{name}: ") for key, value in progress.values.items()}
         events.put(Progress(tasks.get(progress.task, f"train {short}"), progress.done, progress.total, values))
 
-    run = training.Run(recipe.load(name), checkpoints / name, device=torch.device(device))
-    if not training.finished(run):
-        training.train(run, resume=(run.folder / "run.json").is_file(), monitor=told)
+    run = Run(recipe.load(name), checkpoints / name, device=torch.device(device))
+    if not finished(run):
+        training.train(run, resume=holds(run), monitor=told)
     engine = Engine(torch.device(device), monitor=told)
     for _ in engine.run(white_box(engine, [open_checkpoint(str(run.folder), checkpoints)]), Store(results)):
         pass

@@ -31,8 +31,8 @@ class Optimiser:
         for name in ("lr", "momentum", "weight_decay"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise UsageError(f"optimiser.{name} must be a finite number of at least 0, not {getattr(self, name)}")
-        if self.nesterov and not self.momentum:
-            raise UsageError("optimiser.nesterov needs a momentum above 0")
+        if self.nesterov and (not self.momentum or self.name == "lars"):
+            raise UsageError("optimiser.nesterov is for sgd with a momentum above 0")
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,12 @@ class Augment:
     jitter: float = 0.4
     hue: float = 0.1
     grey: float = 0.2
+
+    def __post_init__(self) -> None:
+        """Refuse strengths that mean nothing."""
+        for name, low, high in (("pad", 0, 1000), ("area", 1e-6, 1), ("jitter", 0, 1), ("hue", 0, 0.5), ("grey", 0, 1)):
+            if not low <= getattr(self, name) <= high:
+                raise UsageError(f"augment.{name} must be between {low:g} and {high:g}, not {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from typing import Any
 from robench.errors import UsageError, unknown
 from robench.spec import assignment
 
+_OPTIONS = re.compile(r"(.*?)@(\s*[\w.]+\s*=.*)", re.DOTALL)  # a name may hold an @ that no KEY= follows
 _COMMA = re.compile(r",(?![^\[{]*[\]}])")  # a comma that is not inside a list or table
 
 
@@ -98,8 +99,11 @@ class Registry:
         Raises:
             UsageError: if nobody knows the name; the message suggests the nearest.
         """
-        name, at, tail = text.partition("@")
-        pairs = [assignment(item) for item in _COMMA.split(tail)] if at else []
+        found = _OPTIONS.fullmatch(text)
+        name, tail = (found[1], found[2]) if found else (text, "")
+        if not found and "@" in text and ":" not in text:
+            assignment(text.partition("@")[2])  # which says what is missing
+        pairs = [assignment(item) for item in _COMMA.split(tail)] if tail else []
         return self._overridden(self._row(name.strip()), dict(pairs))
 
     def _row(self, name: str) -> Entry:
@@ -135,8 +139,10 @@ class Registry:
             found: Any = _module(module)
             for part in name.split("."):
                 found = getattr(found, part)
-        except (ImportError, AttributeError, OSError) as error:
-            raise UsageError(f"{self.kind} {entry.name!r}: cannot import {entry.target!r}: {error}") from error
+        except Exception as error:  # whatever a module from elsewhere does when it is imported
+            raise UsageError(
+                f"{self.kind} {entry.name!r}: cannot import {entry.target!r}: {type(error).__name__}: {error}"
+            ) from error
         return found
 
 

@@ -82,7 +82,7 @@ def number(text: str, what: str) -> float:
     """
     try:
         return float(Fraction(text.strip())) if "/" in text else float(text)
-    except (ValueError, ZeroDivisionError):
+    except (ValueError, ZeroDivisionError, OverflowError):
         raise UsageError(f"{what} must be a number or a fraction such as 8/255, not {text!r}") from None
 
 

@@ -1,11 +1,14 @@
 """Encoders have the size of the papers' and return what they say; normalisation is part of the model."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from robench.errors import UsageError
 from robench.models import Encoder, Nets, Normalise, build_nets
+from robench.models.resnet import Block, PreActBlock
 from robench.registry import MODELS
 
 # parameters of the encoder for colour images; a head of 10 classes adds 10 * (features + 1). The published networks:
@@ -66,6 +69,50 @@ def test_resnet18_halves_the_map_three_times() -> None:
     with torch.no_grad():
         encoder(images(size=32))
     assert sizes == [4]
+
+
+def bn(norm: nn.Module, x: Tensor) -> Tensor:
+    """Batch normalisation in eval mode, by its formula."""
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    mean, var, scale, shift = (
+        v.view(1, -1, 1, 1) for v in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    )
+    return (x - mean) / (var + norm.eps).sqrt() * scale + shift
+
+
+def stirred(block: nn.Module) -> Any:
+    """The block in eval mode, with norms that change what passes."""
+    generator = torch.Generator().manual_seed(0)
+    for norm in block.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            for tensor in (norm.running_mean, norm.running_var, norm.weight.data, norm.bias.data):
+                assert tensor is not None
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.1)
+    return block.eval()
+
+
+@pytest.mark.parametrize(("inside", "stride"), [(8, 1), (4, 1), (4, 2)])
+def test_a_basic_block_is_that_of_the_paper(inside: int, stride: int) -> None:
+    block = stirred(Block(inside, 8, stride, bottleneck=False))
+    x = torch.randn(2, inside, 6, 6, generator=torch.Generator().manual_seed(1))
+    (first, second), norms = block.convolutions, block.norms
+    short = x if isinstance(block.short, nn.Identity) else bn(block.short[1], block.short[0](x))
+    expected = (bn(norms[1], second(bn(norms[0], first(x)).relu())) + short).relu()
+    assert isinstance(block.short, nn.Identity) == ((inside, stride) == (8, 1))
+    assert torch.allclose(block(x), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("inside", "stride"), [(8, 1), (4, 1), (4, 2)])
+def test_a_pre_activation_block_is_that_of_the_paper(inside: int, stride: int) -> None:
+    block = stirred(PreActBlock(inside, 8, stride))
+    x = torch.randn(2, inside, 6, 6, generator=torch.Generator().manual_seed(1))
+    ready = bn(block.norm1, x).relu()
+    short = x if block.short is None else block.short(ready)
+    expected = block.conv2(bn(block.norm2, block.conv1(ready)).relu()) + short
+    assert (block.short is None) == ((inside, stride) == (8, 1))
+    assert torch.allclose(block(x), expected, atol=1e-5)
 
 
 def test_normalise_shifts_and_scales_each_channel() -> None:

@@ -19,7 +19,8 @@ from robench.methods.standard import Standard
 from robench.models import Nets
 from robench.protocols import Batch, Moment, Progress
 from robench.recipe import Recipe
-from robench.training import FULL, Run, duration, finished, train
+from robench.run import Run, finished
+from robench.training import FULL, duration, train
 
 Terms = dict[str, Tensor]
 

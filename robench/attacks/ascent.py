@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from robench.errors import UsageError
 from robench.geometry import project, steepest
 from robench.threat import ThreatModel
+
+
+def check_budget(steps: int, step: float) -> None:
+    """Refuse an inner maximisation that would not climb.
+
+    Raises:
+        UsageError: if there is no step, or its length is negative or not finite.
+    """
+    if steps < 1 or not 0 <= step < math.inf:
+        raise UsageError(f"steps ({steps}) must be at least 1, and step ({step}) a share of eps that is not negative")
 
 
 def ascend(

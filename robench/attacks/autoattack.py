@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from robench.door import Door
-from robench.errors import AttackError
+from robench.errors import AttackError, UsageError
 from robench.protocols import Classifier
 from robench.threat import ThreatModel
 
@@ -48,6 +48,11 @@ class AutoAttack:
     threat: ThreatModel
     version: Literal["standard", "plus", "rand"] = "standard"
     batch_size: int = 250
+
+    def __post_init__(self) -> None:
+        """Refuse an empty batch."""
+        if self.batch_size < 1:
+            raise UsageError(f"attack autoattack: batch_size must be at least 1, not {self.batch_size}")
 
     def notes(self, classes: int) -> tuple[str, ...]:
         """What is reduced on a data set with few classes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -48,7 +49,8 @@ class PGD:
         steps: steps per restart.
         step: their length as a fraction of eps; None means 2.5 / steps (those in the ball itself), but at least a tenth.
         restarts: starts; an image already fooled is not tried again.
-        loss: `ce`, `margin` (Carlini-Wagner) or `dlr`.
+        loss: `ce`, `margin` (Carlini-Wagner) or `dlr`. On a very confident model the gradient of `ce` loses the right
+            class to float32 rounding; the other two do not.
 
     Raises:
         UsageError: if steps or restarts are below 1, or the steps together cannot cross the ball.
@@ -72,10 +74,10 @@ class PGD:
         """Refuse budgets that could never reach the border of the ball."""
         if self.steps < 1 or self.restarts < 1:
             raise UsageError(f"attack pgd: steps ({self.steps}) and restarts ({self.restarts}) must be at least 1")
-        if self.step is not None and not self.step * self.steps >= 1 - 1e-9:
+        if self.step is not None and not 1 - 1e-9 <= self.step * self.steps < math.inf:
             raise UsageError(
                 f"attack pgd: {self.steps} steps of {self.step:g} eps cannot cross the ball, so the result would look "
-                f"robust for no reason; raise step to at least {1 / self.steps:g}"
+                f"robust for no reason; set step to at least {1 / self.steps:g}"
             )
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Tensor:

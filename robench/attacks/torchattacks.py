@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +14,18 @@ from robench.errors import AttackError, UsageError, nearest
 from robench.protocols import Classifier
 from robench.threat import Norm, ThreatModel
 
-_NOT_ATTACKS = {"LGV", "MultiAttack", "VANILA"}
+_NOT_ATTACKS = {"AutoAttack", "LGV", "MultiAttack", "VANILA"}
 
 
 @dataclass(frozen=True)
 class Torchattacks:
     """One attack of torchattacks, aimed at the threat's eps.
 
+    Where it looks outside [0, 1] (a look-ahead, say), the model is shown the nearest image and the gradient passes.
+
     Attributes:
         name: the class there, such as `MIFGSM`.
+        batch_size: images per call; its noise depends on it.
         options: its own options, by its own names, such as `{"steps": 50}`. Where it has a step size `alpha` and none is
             given, it is the larger of 2.5 eps / steps and its default's share of its default eps.
 
@@ -31,8 +34,11 @@ class Torchattacks:
             radius), or lives in another norm.
     """
 
+    whole: ClassVar[bool] = True
+
     threat: ThreatModel
     name: str
+    batch_size: int = 250
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -69,7 +75,8 @@ class Torchattacks:
             torch.manual_seed(generator.initial_seed())
             attack = cls(_Module(model), eps=self.threat.eps, **options)
             try:
-                adv: Tensor = attack(x, y)
+                parts = zip(x.split(self.batch_size), y.split(self.batch_size), strict=True)
+                adv: Tensor = torch.cat([attack(*part) for part in parts])
             except (AssertionError, IndexError, TypeError, RuntimeError) as error:
                 raise AttackError(f"torchattacks' {self.name} stopped: {type(error).__name__}: {error}") from error
         return adv.detach()
@@ -84,7 +91,7 @@ class _Module(nn.Module):
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.inner(x)
+        return self.inner(x + (x.clamp(0, 1) - x).detach())
 
 
 def _class(name: str) -> Any:
@@ -109,7 +116,9 @@ def _class(name: str) -> Any:
         and key not in {*_NOT_ATTACKS, "Attack"}
     ]
     if name not in known:
-        match = nearest(name, known)
+        match = nearest(
+            name, [key for key in known if "eps" in inspect.signature(getattr(torchattacks, key)).parameters]
+        )
         guess = f"; did you mean torchattacks:{match}?" if match else ""
         raise UsageError(f"torchattacks has no attack {name!r}{guess} (it has {', '.join(sorted(known))})")
     return getattr(torchattacks, name)

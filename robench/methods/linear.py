@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robench.attacks.ascent import ascend
+from robench.attacks.ascent import ascend, check_budget
 from robench.door import frozen
 from robench.geometry import random_start
 from robench.losses import cross_entropy
@@ -46,6 +46,10 @@ class RobustLinear(Linear):
 
     steps: int = 10
     step: float = 0.25
+
+    def __post_init__(self) -> None:
+        """Refuse an attack that would not climb."""
+        check_budget(self.steps, self.step)
 
     def terms(self, nets: Nets, batch: Batch, at: Moment) -> dict[str, Tensor]:
         """`ce` of the head on adversarial images."""

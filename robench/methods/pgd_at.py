@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from robench.attacks.ascent import ascend
+from robench.attacks.ascent import ascend, check_budget
 from robench.door import frozen
 from robench.geometry import random_start
 from robench.losses import cross_entropy
@@ -34,6 +34,10 @@ class PGDAT(Standard):
     steps: int = 10
     step: float = 0.25
     attack_bn: Literal["eval", "train"] = "eval"
+
+    def __post_init__(self) -> None:
+        """Refuse an attack that would not climb."""
+        check_budget(self.steps, self.step)
 
     def terms(self, nets: Nets, batch: Batch, at: Moment) -> dict[str, Tensor]:
         """`ce`: the mean cross-entropy on the adversarial images."""

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from robench.attacks.ascent import ascend
+from robench.attacks.ascent import ascend, check_budget
 from robench.door import frozen
 from robench.geometry import random_start
 from robench.losses import Positives, contrastive
@@ -51,6 +51,11 @@ class RoCL(SimCLR):
     detach_keys: bool = True
     attack_target: Literal["other", "original"] = "other"
     regularise_to: Literal["other", "original"] = "other"
+
+    def __post_init__(self) -> None:
+        """Refuse an attack that would not climb, and what SimCLR refuses."""
+        super().__post_init__()
+        check_budget(self.steps, self.step)
 
     def instance_attack(self, nets: Nets, x: Tensor, target: Tensor, batch: Batch, at: Moment) -> Tensor:
         """Eq. 4: images near x whose embeddings are least recognisable as those of their targets, (n, ...)."""

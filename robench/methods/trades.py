@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robench.attacks.ascent import ascend
+from robench.attacks.ascent import ascend, check_budget
 from robench.door import frozen
 from robench.geometry import project
 from robench.losses import cross_entropy, kl
@@ -39,6 +39,10 @@ class TRADES(Standard):
     steps: int = 10
     step: float = 0.25
     start: float = 0.001
+
+    def __post_init__(self) -> None:
+        """Refuse an attack that would not climb."""
+        check_budget(self.steps, self.step)
 
     def terms(self, nets: Nets, batch: Batch, at: Moment) -> dict[str, Tensor]:
         """`ce` on clean images and `kl`, already times beta."""

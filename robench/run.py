@@ -1,0 +1,118 @@
+"""A training run and the folder it owns: what decides its weights, and whether a folder holds it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from robench import files
+from robench.checkpoint import Checkpoint
+from robench.errors import StoreError, UsageError
+from robench.provenance import provenance
+from robench.recipe import Recipe
+from robench.spec import digest, plain
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run: the recipe and everything else it depends on.
+
+    Attributes:
+        recipe: what to train.
+        folder: where its checkpoints go.
+        seed: of initial weights, data order, augmentation and attacks.
+        device: where it computes.
+        data_root: where data sets are kept.
+        steps: stop each epoch after that many steps and each stage after one epoch (a smoke run); None for all.
+        encoder: a checkpoint whose encoder to start from.
+    """
+
+    recipe: Recipe
+    folder: Path
+    seed: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    data_root: Path = Path("data")
+    steps: int | None = None
+    encoder: Checkpoint | None = None
+
+    @property
+    def identity(self) -> str:
+        """A digest of what decides the weights."""
+        origin = self.encoder.sha256 if self.encoder else None
+        return digest({"recipe": plain(self.recipe), "seed": self.seed, "steps": self.steps, "encoder": origin})
+
+
+def finished(run: Run) -> bool:
+    """Whether the folder holds exactly this run, trained to its end.
+
+    Raises:
+        UsageError: if it holds another run.
+    """
+    return holds(run) and (run.folder / "last.json").exists() and not (run.folder / "state.pt").exists()
+
+
+def holds(run: Run) -> bool:
+    """Whether the folder holds this run, finished or not; raises if it holds another."""
+    marker = run.folder / "run.json"
+    if not marker.is_file():
+        return False
+    try:
+        there = json.loads(marker.read_bytes())
+        same = there["identity"] == run.identity
+    except (ValueError, KeyError, TypeError):
+        raise StoreError(f"{marker} is damaged; choose another folder with --out") from None
+    if not same:
+        changes = _differences(there.get("recipe"), plain(run.recipe)) or ["the seed, --smoke or --encoder"]
+        raise UsageError(
+            f"{run.folder} holds another run; it differs in {', '.join(changes[:3])}. Choose another folder with --out"
+        )
+    return True
+
+
+def check_folder(run: Run, resume: bool) -> None:
+    """Refuse a folder that holds a run, unless it is a smoke run or to be resumed."""
+    if run.steps and holds(run):
+        return
+    if finished(run):
+        raise UsageError(
+            f"{run.folder} holds this run already, finished: robench evaluate {run.folder} --attack pgd-20, "
+            "or train again into another folder with --out"
+        )
+    if holds(run):
+        if not resume:
+            raise UsageError(
+                f"{run.folder} holds this run, unfinished: go on with --resume, or choose another folder with --out"
+            )
+    elif any((run.folder / f"{kind}.json").exists() for kind in ("best", "last")):
+        raise UsageError(
+            f"{run.folder} holds a checkpoint that no run of this recipe left; choose another folder with --out"
+        )
+
+
+def mark(run: Run) -> None:
+    """Write down which run this one is."""
+    files.write_json(
+        run.folder / "run.json",
+        {
+            "identity": run.identity,
+            "recipe": plain(run.recipe),
+            "seed": run.seed,
+            "provenance": provenance(str(run.device), torch.get_num_threads()),
+        },
+    )
+
+
+def _differences(old: Any, new: Any, where: str = "") -> list[str]:
+    """The paths at which two plain values differ."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        paths = [_differences(old.get(k), new.get(k), f"{where}.{k}" if where else k) for k in {**old, **new}]
+        return [path for found in paths for path in found]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = zip(old, new, strict=True)
+        return [path for i, (a, b) in enumerate(pairs) for path in _differences(a, b, f"{where}.{i}")]
+    return [] if old == new else [where]
