@@ -76,17 +76,17 @@ _device = click.option("--device", type=Choice(["auto", "cpu", "cuda", "mps"]), 
 @click.version_option(__version__, prog_name="robench")
 @click.option("--traceback", is_flag=True, help="Show the traceback of an error; goes anywhere in the line.")
 def cli(traceback: bool) -> None:
-    r"""Train, attack and tabulate: honest adversarial robustness tables.
+    """Train, attack and tabulate: honest adversarial robustness tables.
 
     \b
     robench demo                              the main job on real digits, in minutes
     robench train rocl                        recipe -> checkpoints/
     robench evaluate --attack autoattack      checkpoints/ -> results/
     robench report                            results/ -> tables
-    """
+    """  # noqa: D301 (to click the escape means: keep these lines)
 
 
-@cli.command()
+@cli.command(short_help="Train a recipe: recipe -> checkpoints/")
 @click.argument("recipe")
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a recipe value: stage.0.epochs=2")
 @click.option("--dataset", help="Train on another data set: robench list datasets")
@@ -161,7 +161,7 @@ def train(
     say(f"next: robench evaluate {made.folder} --attack pgd-20")
 
 
-@cli.command()
+@cli.command(short_help="Attack checkpoints: checkpoints/ -> results/")
 @click.argument("checkpoint", nargs=-1)
 @click.option("--attack", "attacks", multiple=True, required=True, help="An attack: robench list attacks. May repeat.")
 @click.option("--threat", "threats", multiple=True, type=Threat(), help="linf-8/255, l2-0.5, l1-12. May repeat.")
@@ -229,7 +229,7 @@ def evaluate(
     _finish(told, results)
 
 
-@cli.command()
+@cli.command(short_help="Print the tables of results/.")
 @click.option("--format", "form", type=Choice(["terminal", "markdown", "csv"]), default="terminal", show_default=True)
 @click.option(
     "--table",
@@ -264,7 +264,7 @@ def list_(what: str, results: Path) -> None:
     rows(*_listing(what, results))
 
 
-@cli.command()
+@cli.command(short_help="The main job on real digits, in minutes.")
 @_checkpoints
 @_results
 @_device
