@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -182,8 +183,7 @@ class Engine:
 
         nets = self._loaded(job.checkpoint)
         door = Door(nets, images.classes, self.batch, watch)
-        before = _versions(nets)
-        with frozen(nets):
+        with frozen(nets), _exact():
             x, y = images.x(), images.y
             with torch.no_grad():
                 clean = door(x).argmax(1) == y
@@ -194,10 +194,6 @@ class Engine:
             else:
                 adv, (forwards, backwards) = self._craft(job, x, y, watch)
             _verify(adv, x, job.cell.threat)
-            nets.eval()  # whatever the attack left
-            if _versions(nets) != before:
-                del self._nets[job.checkpoint.sha256]
-                raise AttackError("the attack changed the weights or statistics of the model")
             with torch.no_grad():
                 robust = clean & (door(adv).argmax(1) == y)
         return Result(
@@ -215,18 +211,31 @@ class Engine:
         )
 
     def _attack(self, job: Job, door: Door, x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
-        """The attack's images for some of the test images; what it gets wrong about shape is said by name."""
+        """The attack's images for some of the test images; the model must be afterwards what it was before."""
         if not len(ids) or job.cell.threat.eps == 0:
             return x[ids]
+        attacked = job.source or job.checkpoint
+        nets = self._loaded(attacked)
+        before = _versions(nets)
         parts = [ids] if getattr(job.attack, "whole", False) else list(ids.split(self.batch))
         found = []
-        for part in parts:
-            generator = ImageGenerator(seed_of(job.cell.seed, job.cell.attack), part, x.device)
-            generator.manual_seed(job.cell.seed)
-            adv = job.attack(door, x[part], y[part], generator=generator)
-            if not isinstance(adv, Tensor) or adv.shape != x[part].shape:
-                raise AttackError(f"the attack returned {getattr(adv, 'shape', type(adv))}, not {tuple(x[part].shape)}")
-            found.append(adv.detach().to(x))
+        try:
+            for part in parts:
+                generator = ImageGenerator(seed_of(job.cell.seed, job.cell.attack), part, x.device)
+                generator.manual_seed(job.cell.seed)
+                adv = job.attack(door, x[part], y[part], generator=generator)
+                if not isinstance(adv, Tensor) or adv.shape != x[part].shape:
+                    raise AttackError(
+                        f"the attack returned {getattr(adv, 'shape', type(adv))}, not {tuple(x[part].shape)}"
+                    )
+                found.append(adv.detach().to(x))
+        finally:
+            nets.eval()
+            changed = _versions(nets) != before
+            if changed:
+                del self._nets[attacked.sha256]
+        if changed:
+            raise AttackError("the attack changed the weights or statistics of the model")
         return torch.cat(found)
 
     def _craft(self, job: Job, x: Tensor, y: Tensor, watch: object) -> tuple[Tensor, tuple[int, int]]:
@@ -277,6 +286,11 @@ def _verify(adv: Tensor, x: Tensor, threat: ThreatModel) -> None:
     size = _largest(adv, x, threat)
     if size > threat.eps * (1 + RELATIVE) + ROUNDING[threat.norm]:
         raise AttackError(f"the attack left the ball: {threat.norm.value} norm {size:.8g}, allowed {threat.eps:.8g}")
+
+
+def _exact() -> AbstractContextManager[None]:
+    """Convolutions in full float32 by algorithms that repeat, where a GPU would otherwise round or choose."""
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
 
 
 def _versions(nets: Nets) -> list[int]:
