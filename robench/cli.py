@@ -70,6 +70,11 @@ _data = click.option(
     help="Where data sets are kept, or downloaded to.",
 )
 _device = click.option("--device", type=Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
+_threads = click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    help="CPU threads; one is often faster for small models or on a busy machine. By default torch decides.",
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -94,6 +99,7 @@ def cli(traceback: bool) -> None:
 @click.option("--encoder", metavar="CHECKPOINT", help="Start from the encoder of a trained checkpoint.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @_device
+@_threads
 @_data
 @_checkpoints
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder; by default checkpoints/RECIPE.")
@@ -109,6 +115,7 @@ def train(
     encoder: str | None,
     seed: int,
     device: str,
+    threads: int | None,
     data_root: Path,
     checkpoints: Path,
     out: Path | None,
@@ -138,7 +145,7 @@ def train(
         recipe=training.smoke(wanted, SMOKE_BATCH) if smoke else wanted,
         folder=folder,
         seed=seed,
-        device=_torch_device(device),
+        device=_torch_device(device, threads),
         data_root=data_root,
         steps=SMOKE_STEPS if smoke else None,
         encoder=open_checkpoint(encoder, checkpoints) if encoder else None,
@@ -173,6 +180,7 @@ def train(
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the attacks.")
 @click.option("--batch", type=click.IntRange(min=1), default=500, show_default=True, help="Images at once.")
 @_device
+@_threads
 @_data
 @_checkpoints
 @_results
@@ -186,6 +194,7 @@ def evaluate(
     seed: int,
     batch: int,
     device: str,
+    threads: int | None,
     data_root: Path,
     checkpoints: Path,
     results: Path,
@@ -215,7 +224,7 @@ def evaluate(
     if not targets:
         raise UsageError(f"there are no checkpoints to evaluate in {checkpoints}: robench train rocl, or robench demo")
     with watched() as monitor:
-        engine = Engine(_torch_device(device), data_root, batch, monitor)
+        engine = Engine(_torch_device(device, threads), data_root, batch, monitor)
         jobs = engine.plan(
             targets,
             attacks=attacks,
@@ -288,14 +297,16 @@ def demo(checkpoints: Path, results: Path, device: str) -> None:
     _finish(told, results)
 
 
-def _torch_device(name: str) -> torch.device:
-    """The device that was asked for, or the best there is.
+def _torch_device(name: str, threads: int | None = None) -> torch.device:
+    """The device that was asked for, or the best there is; sets the number of CPU threads if one is given.
 
     Raises:
         UsageError: if it is not there.
     """
     import torch
 
+    if threads:
+        torch.set_num_threads(threads)
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(device for device, is_there in there.items() if is_there)
