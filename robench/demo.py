@@ -68,7 +68,8 @@ def _in_lanes(checkpoints: Path, results: Path, device: torch.device, monitor: M
             for future in futures:
                 future.result()
         except BaseException:
-            pool.shutdown(cancel_futures=True)
+            for child in multiprocessing.active_children():
+                child.terminate()  # files appear whole or not at all, so nothing is half-written
             raise
     return [open_checkpoint(str(checkpoints / name), checkpoints) for name in RECIPES]
 

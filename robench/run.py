@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from robench import files
-from robench.checkpoint import Checkpoint
+from robench.checkpoint import Checkpoint, open_checkpoint
 from robench.errors import StoreError, UsageError
 from robench.provenance import provenance
 from robench.recipe import Recipe
@@ -53,7 +53,9 @@ def finished(run: Run) -> bool:
     Raises:
         UsageError: if it holds another run.
     """
-    return holds(run) and (run.folder / "last.json").exists() and not (run.folder / "state.pt").exists()
+    if not holds(run) or not (run.folder / "last.json").exists() or (run.folder / "state.pt").exists():
+        return False
+    return open_checkpoint(f"{run.folder}@last", run.folder.parent).stages == len(run.recipe.stage)
 
 
 def holds(run: Run) -> bool:

@@ -333,8 +333,6 @@ def _restored(run: Run, nets: Nets, images: Images) -> tuple[_State, dict[str, A
     """The state an earlier run saved, put into the networks; the beginning when it saved none."""
     path = run.folder / "state.pt"
     if not path.is_file():
-        if (run.folder / "last.json").is_file():
-            return _State(stage=len(run.recipe.stage)), None
         return _State(), None
     content = path.read_bytes()
     if hashlib.sha256(content[32:]).digest() != content[:32]:

@@ -328,6 +328,24 @@ def test_weights_that_are_no_numbers_are_not_a_checkpoint(tmp_path: Path) -> Non
 # folders
 
 
+def test_a_run_stopped_between_two_stages_is_not_finished(
+    tmp_path: Path, uninterrupted: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the last checkpoint of the first stage is there, the state that follows it is not
+    def stop(*_: object) -> None:
+        raise StoppedError
+
+    monkeypatch.setattr(training, "_save_state", stop)
+    run = Run(two_stages(), tmp_path / "run")
+    with pytest.raises(StoppedError):
+        train(run)
+    assert (run.folder / "last.json").exists()
+    assert not finished(run)
+    monkeypatch.undo()
+    train(run, resume=True)
+    assert remains(run.folder) == uninterrupted
+
+
 def test_a_finished_run_is_not_repeated(tmp_path: Path) -> None:
     run = Run(tiny(stage__0__epochs=1), tmp_path / "run")
     train(run)
