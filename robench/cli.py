@@ -268,9 +268,10 @@ def report(form: str, table: str, dataset: str | None, results: Path, out: Path 
 @_results
 def list_(what: str, results: Path) -> None:
     """List what there is, instantly."""
+    from robench.listing import listing
     from robench.terminal import rows
 
-    rows(*_listing(what, results))
+    rows(*listing(what, results))
 
 
 @cli.command(short_help="The main job on real digits, in minutes.")
@@ -366,45 +367,6 @@ def _print(records: Sequence[Result | Failure], form: str, table: str, out: Path
         write(out, text.encode())
     else:
         click.echo(text, nl=False)
-
-
-def _listing(what: str, results: Path) -> tuple[list[str], list[list[str]]]:
-    """The head and rows of a list."""
-    from robench import recipe, registry
-    from robench.results import Failure, Store
-
-    if what == "recipes":
-        rows = []
-        for name in recipe.names():
-            found = recipe.load(name)
-            stages = " + ".join(stage.method for stage in found.stage)
-            rows.append([name, found.dataset, found.model, str(found.threat or "-"), stages, found.summary])
-        return ["recipe", "dataset", "model", "threat", "stages", ""], rows
-    if what == "results":
-        rows = []
-        for record in Store(results).records():
-            source = record.source.name if record.source else "white-box"
-            bits = () if isinstance(record, Failure) else record.robust
-            robust = f"{100 * sum(bits) / len(bits):.2f}" if bits else "failed"
-            cell = record.cell
-            rows.append(
-                [cell.key[:12], record.subject.name, source, cell.attack, str(cell.threat), str(cell.count), robust]
-            )
-        return ["cell", "checkpoint", "source", "attack", "threat", "n", "robust %"], rows
-    table = {
-        kind.kind + "s": kind for kind in (registry.METHODS, registry.ATTACKS, registry.DATASETS, registry.MODELS)
-    }[what]
-    facts = list(dict.fromkeys(fact for entry in table.rows.values() for fact in entry.facts))
-    rows = [
-        [
-            name + (entry.family.upper() if entry.family else ""),
-            *[entry.facts.get(fact, "") for fact in facts],
-            entry.summary,
-        ]
-        for name, entry in table.rows.items()
-    ]
-    rows += [[name, *[""] * len(facts), f"plug-in {point.value}"] for name, point in table.plugins().items()]
-    return [table.kind, *facts, ""], rows
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

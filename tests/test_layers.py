@@ -23,7 +23,7 @@ LAYERS = (
     ("errors", "threat"),
     ("files", "spec", "registry", "provenance", "protocols"),
     ("noise", "geometry", "losses", "door", "augment", "data", "models", "recipe", "results", "optimiser"),
-    ("attacks", "reporting"),
+    ("attacks", "reporting", "listing"),
     ("methods",),
     ("checkpoint", "run", "training", "evaluation", "testing", "demo"),
     ("terminal", "cli"),
@@ -31,7 +31,19 @@ LAYERS = (
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 ORDERED = LAYERS[1]  # here each may import only what stands before it
-LIGHT = ("errors", "threat", "files", "spec", "registry", "provenance", "protocols", "recipe", "results", "reporting")
+LIGHT = (
+    "errors",
+    "threat",
+    "files",
+    "spec",
+    "registry",
+    "provenance",
+    "protocols",
+    "recipe",
+    "results",
+    "reporting",
+    "listing",
+)
 
 
 def imports(tree: ast.AST) -> Iterator[str]:

@@ -1,0 +1,52 @@
+"""What `robench list` shows: the registries, the recipes and the results as rows of text. No torch here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from robench import recipe, registry
+from robench.results import Failure, Store
+
+
+def listing(what: str, results: Path) -> tuple[list[str], list[list[str]]]:
+    """The head and rows of a list.
+
+    Args:
+        what: `methods`, `attacks`, `datasets`, `models`, `recipes` or `results`.
+        results: where results are.
+
+    Raises:
+        StoreError: for `results` when there are none.
+    """
+    if what == "recipes":
+        rows = []
+        for name in recipe.names():
+            found = recipe.load(name)
+            stages = " + ".join(stage.method for stage in found.stage)
+            rows.append([name, found.dataset, found.model, str(found.threat or "-"), stages, found.summary])
+        return ["recipe", "dataset", "model", "threat", "stages", ""], rows
+    if what == "results":
+        rows = []
+        for record in Store(results).records():
+            source = record.source.name if record.source else "white-box"
+            bits = () if isinstance(record, Failure) else record.robust
+            robust = f"{100 * sum(bits) / len(bits):.2f}" if bits else "failed"
+            cell = record.cell
+            rows.append(
+                [cell.key[:12], record.subject.name, source, cell.attack, str(cell.threat), str(cell.count), robust]
+            )
+        return ["cell", "checkpoint", "source", "attack", "threat", "n", "robust %"], rows
+    table = {
+        kind.kind + "s": kind for kind in (registry.METHODS, registry.ATTACKS, registry.DATASETS, registry.MODELS)
+    }[what]
+    facts = list(dict.fromkeys(fact for entry in table.rows.values() for fact in entry.facts))
+    rows = [
+        [
+            name + (entry.family.upper() if entry.family else ""),
+            *[entry.facts.get(fact, "") for fact in facts],
+            entry.summary,
+        ]
+        for name, entry in table.rows.items()
+    ]
+    rows += [[name, *[""] * len(facts), f"plug-in {point.value}"] for name, point in table.plugins().items()]
+    return [table.kind, *facts, ""], rows
