@@ -1,7 +1,8 @@
 """Randomness that belongs to an image: draws depend on (seed, purpose, image id) and on nothing else.
 
 A counter-based generator: each number is a hash of the image's key and its own position, so batch size, order,
-neighbours, sharding and device never change it. Keys and hashes are 64-bit integers, so every device agrees bit for bit.
+neighbours and sharding never change it. Keys, hashes and uniform numbers come from 64-bit integer arithmetic, which is the
+same on every device; normal numbers pass through a device's own logarithm and cosine.
 
 Source: SplitMix64 (Steele, Lea & Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014).
 """
