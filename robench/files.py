@@ -60,7 +60,9 @@ def check_writable(folder: Path) -> None:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".writing-"):
             pass
     except OSError as error:
-        raise StoreError(f"cannot write in {folder}: {error.strerror}. Choose another folder with --out") from error
+        raise StoreError(
+            f"cannot write in {folder}: {error.strerror}. Choose another folder, or make this one writable"
+        ) from error
 
 
 def sha256(content: bytes) -> str:

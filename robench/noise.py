@@ -48,11 +48,31 @@ class ImageGenerator(torch.Generator):
         self.drawn = 0
         self.manual_seed(seed)
 
+    def branch(self, *purpose: int | str, index: Tensor | None = None) -> ImageGenerator:
+        """Fresh numbers for a purpose, such as a restart or a step, for some of the images.
+
+        They depend on the seed, the purposes on the way here and the image, not on what else was drawn, so an image's
+        numbers stay the same when others of the batch drop out.
+
+        Args:
+            purpose: numbers and words.
+            index: which images, as positions or as a mask; all when None.
+        """
+        made = ImageGenerator(seed_of(self.initial_seed(), *purpose), [])
+        keys = self.keys if index is None else self.keys[index]
+        made.keys = _mix(keys ^ made.initial_seed())
+        return made
+
     def bits(self, count: int) -> Tensor:
         """`count` fresh 64-bit hashes for each image, (n, count)."""
         positions = torch.arange(self.drawn + 1, self.drawn + count + 1, dtype=torch.int64, device=self.keys.device)
         self.drawn += count
         return _mix(self.keys[:, None] + positions * _GOLDEN)
+
+
+def branch(generator: torch.Generator, *purpose: int | str, index: Tensor | None = None) -> torch.Generator:
+    """The branch of a generator for a purpose and some of its images; a plain generator simply goes on drawing."""
+    return generator.branch(*purpose, index=index) if isinstance(generator, ImageGenerator) else generator
 
 
 def uniform(generator: torch.Generator, shape: Sequence[int], device: torch.device | str) -> Tensor:

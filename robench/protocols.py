@@ -21,8 +21,15 @@ Classifier: TypeAlias = "Callable[[Tensor], Tensor]"
 class Attack(Protocol):
     """Proposes adversarial images; the evaluator alone decides whether they count.
 
-    An attack is a frozen dataclass with a field `threat`; its other fields are its options. A class attribute
-    `whole = True` asks for all images in one call (the attack then makes its own batches).
+    An attack is a frozen dataclass with a field `threat`; its other fields are its options. What else it may say of
+    itself, as class attributes or methods:
+
+        whole = True        it wants all images in one call and makes its own batches.
+        minimal = True      it looks for the smallest perturbation; what it returns may lie outside the threat's ball and
+                            then counts as robust, and the evaluator keeps each image's norm.
+        randomised = True   it is made for models that answer differently each time; others are refused there.
+        cost(classes)       the most (forward, backward) passes an image may take.
+        notes(classes)      texts a reader of the result should know.
     """
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Tensor:

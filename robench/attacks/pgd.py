@@ -77,7 +77,7 @@ class PGD:
         if self.step is not None and not 1 - 1e-9 <= self.step * self.steps < math.inf:
             raise UsageError(
                 f"attack pgd: {self.steps} steps of {self.step:g} eps cannot cross the ball, so the result would look "
-                f"robust for no reason; set step to at least {1 / self.steps:g}"
+                f"robust for no reason; set step to at least {math.ceil(1e4 / self.steps) / 1e4:g}"
             )
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Tensor:
