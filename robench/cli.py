@@ -173,7 +173,11 @@ def train(
 @click.option("--attack", "attacks", multiple=True, required=True, help="An attack: robench list attacks. May repeat.")
 @click.option("--threat", "threats", multiple=True, type=Threat(), help="linf-8/255, l2-0.5, l1-12. May repeat.")
 @click.option(
-    "--source", "sources", multiple=True, metavar="CHECKPOINT", help="Craft on this one (transfer). May repeat."
+    "--source",
+    "sources",
+    multiple=True,
+    metavar="CHECKPOINT",
+    help="Craft on this one (transfer), or on several as one ensemble: A+B. May repeat.",
 )
 @click.option("--count", type=int, help="The first COUNT test images; all by default.")
 @click.option("--dataset", help="Evaluate on another data set than the one trained on.")
@@ -229,7 +233,9 @@ def evaluate(
             targets,
             attacks=attacks,
             threats=threats,
-            sources=[open_checkpoint(name, checkpoints) for name in sources],
+            sources=[
+                tuple(open_checkpoint(part, checkpoints) for part in _members(name, checkpoints)) for name in sources
+            ],
             count=count,
             seed=seed,
             dataset=dataset,
@@ -298,6 +304,12 @@ def demo(checkpoints: Path, results: Path, device: str) -> None:
     _finish(told, results)
 
 
+def _members(text: str, root: Path) -> list[str]:
+    """The checkpoints of a source: one, or several joined by plus signs (unless a run's own name has one)."""
+    whole = any(place.is_dir() for place in (Path(text), root / text.partition("@")[0]))
+    return [text] if whole else [part for part in text.split("+") if part] or [text]
+
+
 def _torch_device(name: str, threads: int | None = None) -> torch.device:
     """The device that was asked for, or the best there is; sets the number of CPU threads if one is given.
 
@@ -333,16 +345,22 @@ def _tell(
         elif not quiet:
             n = record.cell.count
             note = "  (was there already)" if there else f"  {record.seconds:.1f} s"
-            say(
-                f"{what}  clean {100 * sum(record.clean) / n:.1f} %, robust {100 * sum(record.robust) / n:.1f} %, n {n}{note}"
-            )
+            norm = "" if record.median_norm is None else f", median norm {record.median_norm:.3g}"
+            accuracy = f"clean {100 * sum(record.clean) / n:.1f} %, robust {100 * sum(record.robust) / n:.1f} %"
+            say(f"{what}  {accuracy}{norm}, n {n}{note}")
     return told
 
 
 def _finish(told: Sequence[tuple[Result | Failure, bool]], results: Path) -> None:
-    """The summary of an evaluation, and its exit code."""
-    from robench.results import Failure
+    """The summary of an evaluation, what its numbers suggest, and its exit code."""
+    from robench.reporting import suspicions
+    from robench.results import Failure, Result, safe
     from robench.terminal import say
+
+    records = [record for record, _ in told if isinstance(record, Result)]
+    flags = {f"{r.subject.name}: {note}" for r in records for note in r.notes if note.startswith("flag: ")}
+    for text in [*sorted(flags), *suspicions(records)]:
+        say(safe(text))
 
     skipped = sum(there for _, there in told)
     failed = sum(isinstance(record, Failure) for record, _ in told)

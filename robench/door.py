@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from robench.errors import AttackError
+
+SMALLEST = 16  # images in a pass
 
 
 @contextmanager
@@ -38,16 +40,21 @@ def frozen(model: nn.Module, *, training: bool = False) -> Iterator[None]:
 class Door(nn.Module):
     """Stands before a classifier: counts image passes, splits batches, refuses what is not an image or not a logit.
 
+    Passes of fewer than 16 images are filled up to 16, since libraries compute small batches by other algorithms, whose
+    rounding would let an image's logits depend on how many others are still in play.
+
     Args:
         model: maps (n, channels, height, width) in [0, 1] to logits (n, classes).
         classes: how many logits there must be.
-        micro_batch: the most images that pass at once.
+        micro_batch: the most images that pass at once; halved when the memory is full.
         watch: called after each pass, for progress.
 
     Attributes:
         forwards: images passed forward so far.
         backwards: images whose gradient was computed so far.
         said: the last message of an attack about its own progress.
+        noted: what a reader of the result should know, as attacks found it out.
+        left: how many images each member of an ensemble left unbroken.
     """
 
     def __init__(
@@ -61,6 +68,8 @@ class Door(nn.Module):
         self.forwards = 0
         self.backwards = 0
         self.said = ""
+        self.noted: list[str] = []
+        self.left: dict[str, int] = {}
 
     def say(self, message: str) -> None:
         """Let an attack tell where it is."""
@@ -75,6 +84,53 @@ class Door(nn.Module):
             AttackError: if x is not a finite float batch of four axes within a hair of [0, 1], or the logits are not
                 finite or not (n, classes).
         """
+        logits = self._pass(x, self.model)
+        if logits.shape != (len(x), self.classes):
+            raise AttackError(f"the model returned {tuple(logits.shape)}; expected logits {(len(x), self.classes)}")
+        bad = int((~logits.detach().isfinite()).any(1).sum())
+        if bad:
+            raise AttackError(f"the model returned NaN or infinite logits for {bad} of {len(x)} images")
+        return logits
+
+    def features(self, x: Tensor) -> Tensor:
+        """The features of a batch, (n, ...), for attacks on an encoder.
+
+        Raises:
+            AttackError: as `forward`, or if the model has none.
+        """
+        ask = getattr(self.model, "features", None)
+        if not callable(ask):
+            raise AttackError("the model has no features to attack: it needs a method `features(x)`")
+        return self._pass(x, ask)
+
+    def each(self, run: Callable[[Tensor], Tensor], ids: Tensor) -> Tensor:
+        """Run an attack on parts of at most `micro_batch` images, halving it when the memory is full.
+
+        Args:
+            run: maps image numbers (m,) to images; called again with fewer when it runs out of memory.
+            ids: all image numbers, (n,).
+
+        Returns:
+            What `run` returned, together.
+
+        Raises:
+            torch.OutOfMemoryError: if not even one image fits.
+        """
+        found: list[Tensor] = []
+        done = 0
+        while done < len(ids):
+            part = ids[done : done + self.micro_batch]
+            try:
+                found.append(run(part))
+                done += len(part)
+            except torch.OutOfMemoryError:
+                if len(part) == 1:
+                    raise
+                self.micro_batch = max(1, len(part) // 2)
+                self.noted.append(f"out of memory: went on with {self.micro_batch} images at once")
+        return torch.cat(found)
+
+    def _pass(self, x: Tensor, ask: Callable[[Tensor], Tensor]) -> Tensor:
         if x.ndim != 4 or not x.is_floating_point():
             raise AttackError(
                 f"the model was asked about a tensor {tuple(x.shape)} {x.dtype}; expected float NCHW images"
@@ -85,27 +141,42 @@ class Door(nn.Module):
                 f"the model was asked about pixels from {low.item():.4g} to {high.item():.4g}; images are in [0, 1]"
             )
         x = _Plain.apply(x)
-        parts = [self._count(part) for part in x.split(self.micro_batch)]
-        logits = parts[0] if len(parts) == 1 else torch.cat(parts)
-        if logits.shape != (len(x), self.classes):
-            raise AttackError(f"the model returned {tuple(logits.shape)}; expected logits {(len(x), self.classes)}")
-        bad = int((~logits.detach().isfinite()).any(1).sum())
-        if bad:
-            raise AttackError(f"the model returned NaN or infinite logits for {bad} of {len(x)} images")
+        parts = [self._count(part, ask) for part in x.split(self.micro_batch)]
+        found = parts[0] if len(parts) == 1 else torch.cat(parts)
         if self.watch is not None:
             self.watch(self)
-        return logits
+        return found
 
-    def _count(self, x: Tensor) -> Tensor:
-        self.forwards += len(x)
-        logits: Tensor = self.model(x)
-        if logits.requires_grad and x.requires_grad:
-            count = len(x)
-            logits.register_hook(lambda _gradient: self._backward(count))
-        return logits
+    def _count(self, x: Tensor, ask: Callable[[Tensor], Tensor]) -> Tensor:
+        count = len(x)
+        self.forwards += count
+        missing = min(SMALLEST, self.micro_batch) - count
+        found = ask(x) if missing <= 0 else ask(torch.cat([x, x[-1:].expand(missing, *x.shape[1:])]))[:count]
+        if found.requires_grad and x.requires_grad:
+            found.register_hook(lambda _gradient: self._backward(count))
+        return found
 
     def _backward(self, count: int) -> None:
         self.backwards += count
+
+
+class Ensemble(nn.Module):
+    """Several classifiers as one, by the mean of their logits: what a transfer from several sources attacks.
+
+    Source: Dong et al. 2018, section 3.4 (ensemble in logits).
+    """
+
+    def __init__(self, members: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mean logits, (n, classes)."""
+        return torch.stack([member(x) for member in self.members]).mean(0)
+
+    def features(self, x: Tensor) -> Tensor:
+        """The features of all members side by side, (n, all features)."""
+        return torch.cat([member.features(x).flatten(1) for member in self.members], 1)  # type: ignore[operator]
 
 
 class _Plain(torch.autograd.Function):

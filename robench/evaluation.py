@@ -3,33 +3,43 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from robench import data
+from robench import data, verdict
 from robench.attacks import attack_for, options_of
 from robench.checkpoint import Checkpoint, nets_after
 from robench.data import Images, Split
-from robench.door import Door, frozen
+from robench.door import Door, Ensemble, frozen
 from robench.errors import AttackError, CheckpointError, UsageError
-from robench.geometry import norm_of
 from robench.models import Nets
-from robench.noise import ImageGenerator, seed_of
 from robench.protocols import Attack, Monitor, Progress, unwatched
 from robench.provenance import provenance
 from robench.registry import ATTACKS, DATASETS
 from robench.results import Cell, Failure, Result, Store, Subject, column
 from robench.spec import plain
-from robench.threat import Norm, ThreatModel
+from robench.threat import ThreatModel
 
-# what float32 arithmetic may add to a norm: a relative part, and an absolute one per norm
-RELATIVE = 1e-5
-ROUNDING = {Norm.LINF: 1e-7, Norm.L2: 1e-6, Norm.L1: 1e-5}
+
+@dataclass(frozen=True)
+class Source:
+    """What images are crafted on for a transfer: a checkpoint, or several as one ensemble."""
+
+    members: tuple[Checkpoint, ...]
+
+    @property
+    def name(self) -> str:
+        """The names of all."""
+        return "+".join(sorted(member.name for member in self.members))
+
+    @property
+    def sha256(self) -> str:
+        """The digests of all; a checkpoint's own when it is alone."""
+        return "+".join(sorted(member.sha256 for member in self.members))
 
 
 @dataclass(frozen=True)
@@ -38,14 +48,15 @@ class Job:
 
     cell: Cell
     checkpoint: Checkpoint
-    source: Checkpoint | None
+    source: Source | None
     attack: Attack
     dataset: str
 
     @property
     def passes(self) -> float:
         """About how many image passes it takes per image, for progress."""
-        return float(getattr(self.attack, "passes", 100))
+        cost: Callable[[int], tuple[int, int]] | None = getattr(self.attack, "cost", None)
+        return float(cost(self.checkpoint.classes)[0]) if cost else 100.0
 
 
 @dataclass
@@ -65,7 +76,8 @@ class Engine:
     monitor: Monitor = unwatched
     _images: dict[tuple[str, int | None], Images] = field(default_factory=dict)
     _nets: dict[str, Nets] = field(default_factory=dict)
-    _crafted: tuple[tuple[object, ...], Tensor, tuple[int, int]] | None = None
+    _probes: dict[tuple[str, str], verdict.Probe] = field(default_factory=dict)
+    _crafted: tuple[tuple[object, ...], verdict.Crafted] | None = None
 
     def images(self, dataset: str, count: int | None) -> Images:
         """The first `count` test images of a data set (all when None), on the device.
@@ -86,7 +98,7 @@ class Engine:
         *,
         attacks: Sequence[str],
         threats: Sequence[ThreatModel] = (),
-        sources: Sequence[Checkpoint] = (),
+        sources: Sequence[Checkpoint | Sequence[Checkpoint]] = (),
         count: int | None = None,
         seed: int = 0,
         dataset: str | None = None,
@@ -97,7 +109,8 @@ class Engine:
             checkpoints: what to attack.
             attacks: names with options, as `attack_for` reads them.
             threats: the balls; when empty, what each checkpoint was trained against, or its data set's usual one.
-            sources: craft on these and score on the checkpoints (transfer); white-box when empty.
+            sources: craft on these and score on the checkpoints (transfer), a list of them being one ensemble; white-box
+                when empty.
             count: how many test images; all when None.
             seed: of the attacks.
             dataset: evaluate on this one instead of the one each checkpoint was trained on.
@@ -107,26 +120,23 @@ class Engine:
             CheckpointError: for a damaged checkpoint, one without a head, or of other images or classes than the data set.
         """
         jobs = []
+        every = [Source((source,) if isinstance(source, Checkpoint) else tuple(source)) for source in sources]
         for checkpoint in checkpoints:
             name = dataset or checkpoint.recipe.dataset
             images = self.images(name, count)
-            for each in (checkpoint, *sources):
+            for each in (checkpoint, *(member for source in every for member in source.members)):
                 _check_fits(each, images)
                 self._loaded(each)
-            wanted = list(threats) or [_usual_threat(checkpoint)]
-            others: list[Checkpoint | None] = (
-                [s for s in sources if s.sha256 != checkpoint.sha256] if sources else [None]
-            )
+            others: list[Source | None] = [s for s in every if checkpoint.sha256 not in s.sha256] if every else [None]
             for source in others:
                 for text in attacks:
-                    for threat in wanted:
-                        entry = ATTACKS.entry(text)
-                        attack = attack_for(text, threat)
+                    for threat in list(threats) or [_usual_threat(checkpoint)]:
+                        attack = _aimed(text, threat, transfer=source is not None)
                         cell = Cell(
                             checkpoint=checkpoint.sha256,
                             source=source.sha256 if source else "",
                             attack=text,
-                            version=entry.version,
+                            version=ATTACKS.entry(text).version,
                             options=dict(plain(options_of(attack))),  # type: ignore[arg-type]
                             threat=threat,
                             data=images.digest,
@@ -161,7 +171,7 @@ class Engine:
         """Run one cell, whatever happens inside the attack."""
         threads = torch.get_num_threads()
         about = provenance(_device_name(self.device), threads)
-        subjects = subject(job.checkpoint, job.dataset), subject(job.source, job.dataset) if job.source else None
+        subjects = subject(job.checkpoint, job.dataset), source_subject(job.source, job.dataset) if job.source else None
         try:
             return self._evaluate(job, done, total, subjects, about)
         except CheckpointError:
@@ -176,79 +186,72 @@ class Engine:
         images = self.images(job.dataset, job.cell.count)
         began = time.perf_counter()
 
+        reached = 0.0
+
         def watch(door: Door) -> None:
-            share = min(door.forwards / len(images) / job.passes, 1.0) * job.passes
+            nonlocal reached
+            reached = max(reached, min(door.forwards / len(images), job.passes))
             values = {"cell": _label(job), "": door.said or f"{door.forwards / len(images):.0f} passes an image"}
-            self.monitor(Progress("evaluate", done + share, total, values))
+            self.monitor(Progress("evaluate", done + reached, total, values))
 
         nets = self._loaded(job.checkpoint)
         door = Door(nets, images.classes, self.batch, watch)
-        with frozen(nets), _exact():
-            x, y = images.x(), images.y
-            with torch.no_grad():
-                clean = door(x).argmax(1) == y
-            forwards = backwards = 0
-            if job.source is None:
-                adv = x.clone()
-                adv[clean] = self._attack(job, door, x, y, clean.nonzero().squeeze(1))
-            else:
-                adv, (forwards, backwards) = self._craft(job, x, y, watch)
-            _verify(adv, x, job.cell.threat)
-            with torch.no_grad():
-                robust = clean & (door(adv).argmax(1) == y)
+        x, y = images.x(), images.y
+        with frozen(nets), verdict.guarded(job.cell.seed), verdict.exact():
+            probe = self._probe(job.checkpoint, images)
+            verdict.refuse_randomised(job.attack, probe)
+            clean = verdict.right(door, x, y, probe.randomised)
+        crafted = self._craft(job, images, clean, watch)
+        with frozen(nets), verdict.guarded(job.cell.seed), verdict.exact():
+            found = verdict.judge(door, job.attack, x, y, clean, crafted.adv, probe)
+        seconds = round(time.perf_counter() - began, 3)
+        notes = getattr(job.attack, "notes", lambda classes: ())(images.classes)
         return Result(
             cell=job.cell,
             subject=subjects[0],
             source=subjects[1],
-            clean=tuple(clean.tolist()),
-            robust=tuple(robust.tolist()),
-            largest=_largest(adv[clean], x[clean], job.cell.threat) if clean.any() else 0.0,
-            seconds=round(time.perf_counter() - began, 3),
-            forwards=door.forwards + forwards,
-            backwards=door.backwards + backwards,
-            notes=tuple(getattr(job.attack, "notes", lambda classes: ())(images.classes)),
+            clean=tuple(found.clean.tolist()),
+            robust=tuple(found.robust.tolist()),
+            largest=found.largest,
+            norms=None if found.norms is None else tuple(map(_number, found.norms.tolist())),
+            seconds=seconds,
+            forwards=door.forwards + crafted.forwards,
+            backwards=door.backwards + crafted.backwards,
+            left=crafted.left,
+            notes=(*notes, *found.notes, *crafted.notes),
             provenance=about,
         )
 
-    def _attack(self, job: Job, door: Door, x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
-        """The attack's images for some of the test images; the model must be afterwards what it was before."""
-        if not len(ids) or job.cell.threat.eps == 0:
-            return x[ids]
-        attacked = job.source or job.checkpoint
-        nets = self._loaded(attacked)
-        before = _versions(nets)
-        parts = [ids] if getattr(job.attack, "whole", False) else list(ids.split(self.batch))
-        found = []
-        try:
-            for part in parts:
-                generator = ImageGenerator(seed_of(job.cell.seed, job.cell.attack), part, x.device)
-                generator.manual_seed(job.cell.seed)
-                adv = job.attack(door, x[part], y[part], generator=generator)
-                if not isinstance(adv, Tensor) or adv.shape != x[part].shape:
-                    raise AttackError(
-                        f"the attack returned {getattr(adv, 'shape', type(adv))}, not {tuple(x[part].shape)}"
-                    )
-                found.append(adv.detach().to(x))
-        finally:
-            nets.eval()
-            changed = _versions(nets) != before
-            if changed:
-                del self._nets[attacked.sha256]
-        if changed:
-            raise AttackError("the attack changed the weights or statistics of the model")
-        return torch.cat(found)
+    def _probe(self, checkpoint: Checkpoint, images: Images) -> verdict.Probe:
+        """What a look at a model shows, once for all cells."""
+        key = checkpoint.sha256, images.digest
+        if key not in self._probes:
+            self._probes[key] = verdict.probe(
+                self._loaded(checkpoint), images.x(slice(verdict.PROBED)), images.y, images.classes, self.batch
+            )
+        return self._probes[key]
 
-    def _craft(self, job: Job, x: Tensor, y: Tensor, watch: object) -> tuple[Tensor, tuple[int, int]]:
-        """Images crafted on the source, all of them, kept for the next target."""
-        assert job.source is not None
+    def _craft(self, job: Job, images: Images, clean: Tensor, watch: Callable[[Door], None]) -> verdict.Crafted:
+        """White-box: images for those the model gets right. Transfer: for all, on the source, kept for the next target."""
         what = (job.cell.source, job.cell.attack, str(job.cell.threat), job.cell.data, job.cell.seed)
-        if self._crafted is None or self._crafted[0] != what:
-            nets = self._loaded(job.source)
-            door = Door(nets, int(job.source.classes), self.batch, watch)  # type: ignore[arg-type]
-            with frozen(nets):
-                adv = self._attack(job, door, x, y, torch.arange(len(x), device=x.device))
-            self._crafted = what, adv, (door.forwards, door.backwards)
-        return self._crafted[1], self._crafted[2]
+        if job.source and self._crafted is not None and self._crafted[0] == what:
+            return self._crafted[1]
+        members: list[nn.Module] = [
+            self._loaded(member) for member in (job.source.members if job.source else (job.checkpoint,))
+        ]
+        door = Door(members[0] if len(members) == 1 else Ensemble(members), images.classes, self.batch, watch)
+        crafted = verdict.craft(
+            door,
+            job.attack,
+            images.x(),
+            images.y,
+            torch.ones_like(clean) if job.source else clean,
+            ids=torch.arange(len(images), device=self.device),
+            seed=job.cell.seed,
+        )
+        if job.source:
+            self._crafted = what, crafted
+        return crafted
 
     def _loaded(self, checkpoint: Checkpoint) -> Nets:
         if checkpoint.sha256 not in self._nets:
@@ -270,37 +273,27 @@ def subject(checkpoint: Checkpoint, dataset: str) -> Subject:
     )
 
 
-def _verify(adv: Tensor, x: Tensor, threat: ThreatModel) -> None:
-    """Refuse images outside the contract.
-
-    Raises:
-        AttackError: naming the first offence.
-    """
-    if not bool(adv.isfinite().all()):
-        raise AttackError(
-            f"the attack returned NaN or infinite pixels in {int((~adv.isfinite()).flatten(1).any(1).sum())} images"
-        )
-    low, high = adv.aminmax()
-    if low < 0 or high > 1:
-        raise AttackError(f"the attack left [0, 1]: pixels from {low.item():.6g} to {high.item():.6g}")
-    size = _largest(adv, x, threat)
-    if size > threat.eps * (1 + RELATIVE) + ROUNDING[threat.norm]:
-        raise AttackError(f"the attack left the ball: {threat.norm.value} norm {size:.8g}, allowed {threat.eps:.8g}")
+def source_subject(source: Source, dataset: str) -> Subject:
+    """What tables need to know of what images were crafted on."""
+    first = subject(source.members[0], dataset)
+    if len(source.members) == 1:
+        return first
+    recipe = "+".join(sorted(member.recipe.name for member in source.members))
+    return replace(first, name=source.name, recipe=recipe, group="ensemble", threat=None, sha256=source.sha256)
 
 
-def _exact() -> AbstractContextManager[None]:
-    """Convolutions in full float32 by algorithms that repeat, where a GPU would otherwise round or choose."""
-    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+def _aimed(text: str, threat: ThreatModel, *, transfer: bool) -> Attack:
+    """The attack; for transfer it climbs to the end: what barely fools one model seldom fools another."""
+    attack = attack_for(text, threat)
+    stops = "early_stop" in {each.name for each in fields(attack)}  # type: ignore[arg-type]
+    if transfer and stops and "early_stop" not in ATTACKS.entry(text).options:
+        return attack_for(text, threat, early_stop=False)
+    return attack
 
 
-def _versions(nets: Nets) -> list[int]:
-    """How often each tensor was written to."""
-    return [tensor._version for tensor in nets.state_dict().values()]
-
-
-def _largest(adv: Tensor, x: Tensor, threat: ThreatModel) -> float:
-    """The largest perturbation of a batch, in float64 (which some accelerators lack)."""
-    return norm_of(adv.cpu().double() - x.cpu().double(), threat.norm).amax().item()
+def _number(value: float) -> float | None:
+    """A norm to seven digits; None for infinity, which JSON has no word for."""
+    return float(f"{value:.7g}") if value < float("inf") else None
 
 
 def _check_fits(checkpoint: Checkpoint, images: Images) -> None:

@@ -13,6 +13,10 @@ from torch import Tensor
 from robench.noise import normal, uniform
 from robench.threat import Norm, ThreatModel
 
+# what float32 arithmetic may add to a norm: a relative part, and an absolute one per norm
+RELATIVE = 1e-5
+ROUNDING = {Norm.LINF: 1e-7, Norm.L2: 1e-6, Norm.L1: 1e-5}
+
 _TINY = 1e-12
 _ORDER = {Norm.LINF: math.inf, Norm.L2: 2, Norm.L1: 1}
 
@@ -21,6 +25,18 @@ def norm_of(delta: Tensor, norm: Norm) -> Tensor:
     """The norm of each perturbation of a batch, (n,)."""
     size: Tensor = torch.linalg.vector_norm(delta.flatten(1), _ORDER[norm], dim=1)
     return size
+
+
+def exact_norm(adv: Tensor, x: Tensor, norm: Norm) -> Tensor:
+    """The norm of each perturbation in float64, (n,); computed on the CPU, since some accelerators lack it."""
+    parts = zip(adv.split(500), x.split(500), strict=True)
+    size = torch.cat([norm_of(a.cpu().double() - b.cpu().double(), norm) for a, b in parts])
+    return size.float().to(x.device) if x.device.type == "mps" else size.to(x.device)
+
+
+def inside(size: Tensor, threat: ThreatModel) -> Tensor:
+    """Whether perturbations of that size keep to the ball, up to what float32 arithmetic may add."""
+    return size <= threat.eps * (1 + RELATIVE) + ROUNDING[threat.norm]
 
 
 def steepest(gradient: Tensor, x: Tensor, norm: Norm, *, sparsity: float = 0.05) -> Tensor:
@@ -42,8 +58,8 @@ def steepest(gradient: Tensor, x: Tensor, norm: Norm, *, sparsity: float = 0.05)
         return gradient.sign()
     if norm is Norm.L2:
         largest = norm_of(gradient, Norm.LINF).clamp_min(torch.finfo(gradient.dtype).tiny)
-        scaled = gradient / _column(largest, gradient)  # so that squares of tiny or huge gradients do not vanish
-        return scaled / _column(norm_of(scaled, norm), gradient).clamp_min(_TINY)
+        scaled = gradient / per_image(largest, gradient)  # so that squares of tiny or huge gradients do not vanish
+        return scaled / per_image(norm_of(scaled, norm), gradient).clamp_min(_TINY)
     flat = gradient.flatten(1)
     stuck = torch.where(flat > 0, x.flatten(1) >= 1, x.flatten(1) <= 0)
     size = flat.abs().masked_fill(stuck, 0)
@@ -77,7 +93,7 @@ def project(adv: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
     return (flat + moved / excess.clamp_min(1) * delta.sign()).clamp(0, 1).view_as(x)
 
 
-def _column(values: Tensor, x: Tensor) -> Tensor:
+def per_image(values: Tensor, x: Tensor) -> Tensor:
     """One value per image, shaped to multiply images."""
     return values.view(-1, *[1] * (x.ndim - 1))
 
@@ -128,10 +144,10 @@ def random_start(x: Tensor, threat: ThreatModel, generator: torch.Generator) -> 
     elif threat.norm is Norm.L2:
         direction = normal(generator, shape, device)
         radius = uniform(generator, axes, device) ** (1 / x[0].numel())
-        delta = direction / _column(norm_of(direction, Norm.L2), x).clamp_min(_TINY) * radius
+        delta = direction / per_image(norm_of(direction, Norm.L2), x).clamp_min(_TINY) * radius
     else:
         exponential = -torch.log1p(-uniform(generator, shape, device))
         spare = -torch.log1p(-uniform(generator, axes, device))
-        share = exponential / (_column(norm_of(exponential, Norm.L1), x) + spare).clamp_min(_TINY)
+        share = exponential / (per_image(norm_of(exponential, Norm.L1), x) + spare).clamp_min(_TINY)
         delta = share * (1 - 2 * (uniform(generator, shape, device) < 0.5).to(x.dtype))
     return (x + threat.eps * delta.to(x.dtype)).clamp(0, 1)

@@ -19,6 +19,16 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(logits, y, reduction="none")
 
 
+def log_odds(logits: Tensor, y: Tensor) -> Tensor:
+    """log((1 - p) / p) with p = softmax(logits)[y]: the logarithm of the odds that the model errs, (n,).
+
+    Cross-entropy is its softplus, log(1 + exp(log_odds)): both rise together and their gradients point the same way, but
+    this one's never rounds to zero on a confident model. So an attack that takes signs or unit steps climbs it instead.
+    """
+    wrong = logits.scatter(1, y[:, None], -torch.inf).logsumexp(1)
+    return wrong - logits.gather(1, y[:, None]).squeeze(1)
+
+
 def margin(logits: Tensor, y: Tensor) -> Tensor:
     """The largest wrong logit minus the right one, (n,); positive where the model errs.
 
@@ -30,12 +40,29 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
-    """The difference-of-logits ratio, invariant to shifts and scales of the logits, (n,); needs three classes.
+    """The difference-of-logits ratio, invariant to shifts and scales of the logits, (n,).
 
     Source: Croce & Hein 2020, eq. 6.
+    Differs: it needs three classes; with two this is the margin.
     """
+    if logits.shape[1] < 3:
+        return margin(logits, y)
     ranked = logits.sort(dim=1).values
     return margin(logits, y) / (ranked[:, -1] - ranked[:, -3] + 1e-12)
+
+
+def dlr_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """The difference-of-logits ratio towards one class, (n,); positive where the target beats the right class.
+
+    Source: Croce & Hein 2020, eq. 7.
+    Differs: it needs four classes; with three the third largest logit stands for the mean of the third and fourth, and
+        with two the ratio's divisor is left out.
+    """
+    rise = (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
+    if logits.shape[1] < 3:
+        return rise
+    ranked = logits.sort(dim=1).values
+    return rise / (ranked[:, -1] - (ranked[:, -3] + ranked[:, -min(4, logits.shape[1])]) / 2 + 1e-12)
 
 
 def kl(teacher: Tensor, student: Tensor) -> Tensor:

@@ -32,6 +32,11 @@ class Attack(Protocol):
         notes(classes)      texts a reader of the result should know.
     """
 
+    @property
+    def threat(self) -> ThreatModel:
+        """The ball it may move in."""
+        ...
+
     def __call__(self, model: Classifier, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Tensor:
         """Perturb a batch.
 

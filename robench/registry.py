@@ -36,6 +36,7 @@ class Entry:
         facts: further columns for `robench list`, such as norms and paper.
         family: the option that the text after a family name fills.
         version: raised whenever the row's results change, so that old cells are not mistaken for new ones.
+        exempt: the laws of `robench.testing` an attack does not obey, each with the reason.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Entry:
     facts: Mapping[str, str] = field(default_factory=dict)
     family: str = ""
     version: int = 1
+    exempt: Mapping[str, str] = field(default_factory=dict)
 
 
 class Registry:
@@ -175,40 +177,213 @@ METHODS = Registry(
     ],
 )
 
-_ALL = "linf l2 l1"
+
+def _attack(
+    name: str,
+    target: str,
+    summary: str,
+    *,
+    norms: str = "linf l2 l1",
+    knowledge: str = "white-box",
+    paper: str,
+    cost: str,
+    by: str = "robench",
+    exempt: Mapping[str, str] | None = None,
+    options: Mapping[str, Any] | None = None,
+    family: str = "",
+    version: int = 1,
+) -> Entry:
+    """A row for an attack; `cost` is the most forward + backward passes for an image of ten classes."""
+    facts = {"norms": norms, "knowledge": knowledge, "paper": paper, "cost": cost, "by": by}
+    return Entry(name, f"robench.attacks.{target}", summary, options or {}, facts, family, version, exempt or {})
+
+
+_OF_ITS_BATCH = "its code draws its noise for a whole batch"
 ATTACKS = Registry(
     "attack",
     [
-        Entry(
+        _attack(
             "fgsm",
-            "robench.attacks.pgd:FGSM",
+            "pgd:FGSM",
             "one step of size eps from the clean image",
-            facts={"norms": _ALL, "knowledge": "white-box", "paper": "Goodfellow et al. 2015", "by": "robench"},
+            paper="Goodfellow et al. 2015",
+            cost="1 + 1",
+            version=2,
+            exempt={"I6": "one long step may overshoot", "I7": "one step does not reach every corner of the box"},
         ),
-        Entry(
+        _attack(
             "pgd",
-            "robench.attacks.pgd:PGD",
+            "pgd:PGD",
             "projected gradient ascent, random start; pgd-K or pgd-KxR for K steps, R restarts",
-            facts={"norms": _ALL, "knowledge": "white-box", "paper": "Madry et al. 2018", "by": "robench"},
+            paper="Madry et al. 2018",
+            cost="21 + 20",
+            version=2,
         ),
-        Entry(
+        _attack(
             "pgd-20",
-            "robench.attacks.pgd:PGD",
+            "pgd:PGD",
             "PGD with 20 steps of eps/8",
             options={"steps": 20, "restarts": 1},
-            facts={"norms": _ALL, "knowledge": "white-box", "paper": "Madry et al. 2018", "by": "robench"},
+            paper="Madry et al. 2018",
+            cost="21 + 20",
+            version=2,
         ),
-        Entry(
+        _attack(
+            "mi-fgsm",
+            "pgd:PGD",
+            "PGD with momentum from the clean image",
+            options={"steps": 10, "step": 0.1, "momentum": 1.0, "random_start": False},
+            paper="Dong et al. 2018",
+            cost="11 + 10",
+            version=1,
+        ),
+        _attack(
+            "eot-pgd",
+            "pgd:PGD",
+            "PGD on gradients averaged over 20 passes, for randomised models",
+            options={"steps": 20, "draws": 20},
+            paper="Athalye et al. 2018",
+            cost="420 + 400",
+        ),
+        _attack(
+            "feature-pgd",
+            "feature_pgd:FeaturePGD",
+            "PGD away from the clean features of an encoder; reads no label",
+            paper="Kim et al. 2020",
+            cost="22 + 20",
+            exempt={
+                "I7": "far features need not be another class",
+                "I12": "it never looks at a logit while it climbs",
+            },
+        ),
+        _attack(
+            "apgd-ce",
+            "apgd:APGD",
+            "Auto-PGD on cross-entropy: chooses its own steps",
+            options={"loss": "ce"},
+            paper="Croce & Hein 2020",
+            cost="101 + 100",
+        ),
+        _attack(
+            "apgd-dlr",
+            "apgd:APGD",
+            "Auto-PGD on the difference of logits ratio",
+            options={"loss": "dlr"},
+            paper="Croce & Hein 2020",
+            cost="101 + 100",
+        ),
+        _attack(
+            "apgd-t",
+            "apgd:APGDT",
+            "Auto-PGD towards nine classes in turn",
+            paper="Croce & Hein 2020",
+            cost="910 + 900",
+        ),
+        _attack(
+            "fab-t",
+            "fab:FAB",
+            "smallest perturbation by projections onto linearised boundaries, towards nine classes",
+            paper="Croce & Hein 2020b",
+            cost="",
+        ),
+        _attack(
+            "fab",
+            "fab:FAB",
+            "the same towards whichever boundary is nearest",
+            options={"targeted": False},
+            paper="Croce & Hein 2020b",
+            cost="",
+        ),
+        _attack(
+            "deepfool",
+            "deepfool:DeepFool",
+            "smallest perturbation by steps to the nearest linearised boundary",
+            norms="linf l2",
+            paper="Moosavi-Dezfooli et al. 2016",
+            cost="",
+        ),
+        _attack(
+            "ddn",
+            "ddn:DDN",
+            "smallest perturbation: the radius shrinks and grows as the image fools or not",
+            norms="l2",
+            paper="Rony et al. 2019",
+            cost="",
+        ),
+        _attack(
+            "cw",
+            "cw:CW",
+            "smallest perturbation by Adam on a margin, weighed by binary search",
+            norms="l2",
+            paper="Carlini & Wagner 2017",
+            cost="",
+        ),
+        _attack(
+            "square",
+            "square:Square",
+            "random squares, kept when they help; reads logits only",
+            knowledge="score-based",
+            paper="Andriushchenko et al. 2020",
+            cost="",
+        ),
+        _attack(
+            "hopskipjump",
+            "hopskipjump:HopSkipJump",
+            "smallest perturbation along the boundary; reads decisions only",
+            norms="linf l2",
+            knowledge="decision-based",
+            paper="Chen et al. 2020",
+            cost="",
+        ),
+        _attack(
+            "random-noise",
+            "noise:RandomNoise",
+            "the worst of 100 random points on the border of the ball: a floor",
+            knowledge="decision-based",
+            paper="-",
+            cost="",
+        ),
+        _attack(
+            "gaussian-noise",
+            "noise:GaussianNoise",
+            "the worst of 100 images with Gaussian noise: a floor",
+            knowledge="decision-based",
+            paper="-",
+            cost="",
+        ),
+        _attack(
             "autoattack",
-            "robench.attacks.autoattack:AutoAttack",
+            "autoattack:AutoAttack",
             "the standard version: APGD-CE, APGD-T, FAB-T and Square in turn",
-            facts={"norms": _ALL, "knowledge": "white-box", "paper": "Croce & Hein 2020, 2021", "by": "pyautoattack"},
+            paper="Croce & Hein 2020, 2021",
+            cost="",
+            version=2,
         ),
-        Entry(
+        _attack(
+            "autoattack-plus",
+            "autoattack:AutoAttack",
+            "the plus version: with APGD-DLR, untargeted FAB and five restarts",
+            options={"version": "plus"},
+            paper="Croce & Hein 2020",
+            cost="",
+        ),
+        _attack(
+            "autoattack-rand",
+            "autoattack:AutoAttack",
+            "APGD-CE and APGD-DLR over 20 averaged passes, for randomised models",
+            options={"version": "rand"},
+            paper="Croce & Hein 2020",
+            cost="",
+        ),
+        _attack(
             "torchattacks:",
-            "robench.attacks.torchattacks:Torchattacks",
+            "torchattacks:Torchattacks",
             "any attack of torchattacks that has an eps, as torchattacks:NAME",
-            facts={"norms": "linf l2", "knowledge": "varies", "paper": "Kim 2020", "by": "torchattacks"},
+            norms="linf l2",
+            knowledge="varies",
+            paper="Kim 2020",
+            cost="varies",
+            by="torchattacks",
             family="name",
         ),
     ],

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import re
+import statistics
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,12 +85,15 @@ class Result:
         source: the checkpoint the images were crafted on; None for white-box.
         clean: for each image, whether the model was right about it.
         robust: for each image, whether it was right and stayed right.
-        largest: the largest perturbation found, in the threat's norm.
+        largest: the largest perturbation found inside the threat, in its norm.
         seconds: of wall time.
         forwards: images passed forward.
         backwards: images whose gradient was computed.
         notes: what a reader should know, such as a reduced attack.
         provenance: versions, device, command.
+        norms: of an attack that looks for the smallest perturbation, its norm for each image: 0 where the model is wrong
+            anyway, None where none was found.
+        left: how many images each member of an ensemble, in its order, left unbroken.
     """
 
     cell: Cell
@@ -102,6 +107,16 @@ class Result:
     backwards: int
     notes: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    norms: tuple[float | None, ...] | None = None
+    left: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def median_norm(self) -> float | None:
+        """The median smallest perturbation of the images right when clean; infinite when over half were never fooled."""
+        if self.norms is None or not any(self.clean):
+            return None
+        found = [norm for norm, clean in zip(self.norms, self.clean, strict=True) if clean]
+        return statistics.median(math.inf if norm is None else norm for norm in found)
 
 
 @dataclass(frozen=True)
@@ -209,6 +224,8 @@ def _read(path: Path) -> Result | Failure:
             count = table["cell"]["count"]
             table["clean"], table["robust"] = unpack(table["clean"], count), unpack(table["robust"], count)
             record = build(Result, table)
+            if record.norms is not None and len(record.norms) != count:
+                raise ValueError(f"{len(record.norms)} norms for {count} images")
         if path.stem != record.cell.key:
             raise ValueError(f"it describes the cell {record.cell.key}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, UsageError) as error:

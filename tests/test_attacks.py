@@ -14,7 +14,7 @@ import torch
 from oracle import images, linear, truth
 from torch import Tensor, nn
 
-from robench.attacks import attack_for, autoattack, options_of
+from robench.attacks import attack_for, options_of
 from robench.attacks.ascent import ascend
 from robench.attacks.pgd import PGD
 from robench.door import Door, frozen
@@ -25,23 +25,12 @@ from robench.noise import ImageGenerator
 from robench.threat import Norm, ThreatModel
 
 NORMS = ("linf-0.03", "l2-0.3", "l1-1")
-OWN = ("fgsm", "pgd-20", "pgd-10x3", "pgd-100x2", "pgd@steps=20,loss=margin")
-ADAPTED = ("autoattack", "torchattacks:MIFGSM", "torchattacks:PGDL2")
+OWN = ("fgsm", "pgd-20", "pgd-10x3", "pgd-100x2", "pgd@steps=20,loss=cw-margin", "mi-fgsm")
+AUTO = tuple(f"autoattack@queries=20,backend={backend}" for backend in ("engine", "reference"))
+ADAPTED = (*AUTO, "torchattacks:MIFGSM", "torchattacks:PGDL2")
 NORM_OF = {"torchattacks:MIFGSM": "linf", "torchattacks:PGDL2": "l2"}
 CASES = [(name, norm) for name in (*OWN, *ADAPTED) for norm in NORMS if norm.startswith(NORM_OF.get(name, norm))]
 needs_torchattacks = pytest.mark.skipif(find_spec("torchattacks") is None, reason="torchattacks is an extra")
-
-
-@pytest.fixture(autouse=True)
-def small_square(monkeypatch: pytest.MonkeyPatch) -> None:
-    """AutoAttack with 20 queries of Square in place of 5,000; the rest as it is."""
-    fit = autoattack._fit
-
-    def fitted(suite: Any, classes: int) -> None:
-        fit(suite, classes)
-        suite.square.n_queries = 20
-
-    monkeypatch.setattr(autoattack, "_fit", fitted)
 
 
 def skip_without(name: str) -> None:
@@ -64,11 +53,11 @@ def attacked(name: str, text: str, classes: int, n: int) -> tuple[Tensor, Tensor
 @pytest.mark.parametrize(("name", "text"), CASES)
 def test_no_attack_does_more_than_can_be_done(name: str, text: str, classes: int) -> None:
     skip_without(name)
-    n = 40 if name == "autoattack" else 300
+    n = 40 if name in AUTO else 300
     margin, _ = truth(classes, text, n)
     *_, broken = attacked(name, text, classes, n)
     assert not (broken & (margin < -1e-5)).any()
-    if name == "autoattack":  # and the reference does all that can be done
+    if name in AUTO:  # which do all that can be done
         assert broken[margin > 1e-4].all()
 
 
@@ -170,7 +159,7 @@ def test_an_attack_has_manners(name: str, text: str) -> None:
     assert numpy.random.get_state()[1].tolist() == dice[2]  # type: ignore[index]
 
 
-@pytest.mark.parametrize(("name", "text"), [case for case in CASES if case[1][:4] == "linf" or case[0] != "autoattack"])
+@pytest.mark.parametrize(("name", "text"), [case for case in CASES if case[1][:4] == "linf" or case[0] not in AUTO])
 def test_an_attack_repeats(name: str, text: str) -> None:
     skip_without(name)
     (_, first, _), (_, second, _) = (attacked(name, text, 4, 5) for _ in range(2))
@@ -251,13 +240,22 @@ def test_no_steps_and_no_restarts_are_refused(options: dict[str, Any]) -> None:
 
 
 def test_an_unknown_loss_is_refused() -> None:
-    with pytest.raises(UsageError, match="'ce', 'margin', 'dlr'"):
+    with pytest.raises(UsageError, match="'ce', 'cw-margin', 'dlr'"):
         attack_for("pgd@loss=kl", ThreatModel.parse("linf-8/255"))
 
 
 def test_the_options_of_an_attack_are_its_fields() -> None:
     options = options_of(attack_for("pgd-50x10", ThreatModel.parse("l2-0.5")))
-    assert options == {"steps": 50, "step": None, "restarts": 10, "loss": "ce"}
+    assert options == {
+        "steps": 50,
+        "step": None,
+        "restarts": 10,
+        "loss": "ce",
+        "momentum": 0.0,
+        "random_start": True,
+        "draws": 1,
+        "short": False,
+    }
 
 
 def test_an_ascent_goes_up_step_by_step() -> None:
@@ -271,9 +269,15 @@ def test_an_ascent_goes_up_step_by_step() -> None:
 
 @pytest.mark.parametrize("text", NORMS)
 def test_autoattack_says_what_it_leaves_out(text: str) -> None:
-    attack: Any = attack_for("autoattack", ThreatModel.parse(text))
+    threat = ThreatModel.parse(text)
+    attack: Any = attack_for("autoattack", threat)
     assert attack.notes(10) == ()
-    assert attack.notes(3) == ("targets 2 classes, all there are", "leaves out apgd-t, which needs 4 classes")
+    needs = "apgd-t, which needs 4 classes"
+    assert attack.notes(3) == ("aims at 2 classes, all there are", f"climbs what there is of the loss of {needs}")
+    reference: Any = attack_for("autoattack@backend=reference", threat)
+    assert reference.notes(3) == ("aims at 2 classes, all there are", f"leaves out {needs}")
+    less: Any = attack_for("autoattack@queries=50", threat)
+    assert less.notes(10) == ("100 steps and 50 queries where AutoAttack has 100 and 5000",)
 
 
 def test_frozen_gives_every_submodule_its_own_mode_back() -> None:
@@ -305,7 +309,17 @@ def test_a_door_lets_few_images_through_at_once() -> None:
     model = linear(4)
     model.register_forward_pre_hook(lambda _module, inputs: sizes.append(len(inputs[0])))
     Door(model, 4, micro_batch=4)(images(10))
-    assert sizes == [4, 4, 2]
+    assert sizes == [4, 4, 4]  # the last filled up
+
+
+def test_a_door_fills_small_passes_up_and_counts_what_was_asked() -> None:
+    sizes: list[int] = []
+    model = linear(4)
+    model.register_forward_pre_hook(lambda _module, inputs: sizes.append(len(inputs[0])))
+    door, x = Door(model, 4), images(3).requires_grad_()
+    (gradient,) = torch.autograd.grad(door(x)[:, 0].sum(), x)
+    assert (sizes, door.forwards, door.backwards) == ([16], 3, 3)
+    assert torch.allclose(gradient.flatten(1), linear(4)[1].weight[0].expand(3, 64))
 
 
 def test_a_door_tells_who_watches() -> None:
@@ -325,7 +339,7 @@ class Spoilt(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         logits = torch.zeros(len(x), 4)
-        logits[-1, 2] = self.value
+        logits[2, 2] = self.value
         return logits
 
 
@@ -375,7 +389,7 @@ LIBRARY_REFUSALS = [
     ("CW", "l2-0.5", "CW has no eps"),
     ("PGDL2", "linf-0.1", "PGDL2 works in l2, not in linf"),
     ("MIFGSM", "l2-0.5", "MIFGSM works in linf, not in l2"),
-    ("MIFGSM", "l1-1", "MIFGSM works in linf, not in l1"),
+    ("MIFGSM", "l1-1", "works in linf and l2, not in l1; these do: .*apgd-ce"),
     ("APGD", "l1-1", "l1"),
     ("Square", "l1-1", "l1"),
     ("MultiAttack", "linf-0.1", "has no attack 'MultiAttack'"),

@@ -25,7 +25,7 @@ LAYERS = (
     ("noise", "geometry", "losses", "door", "augment", "data", "models", "recipe", "results", "optimiser"),
     ("attacks", "reporting", "listing"),
     ("methods",),
-    ("checkpoint", "run", "training", "evaluation", "testing", "demo"),
+    ("checkpoint", "run", "verdict", "training", "evaluation", "testing", "demo"),
     ("terminal", "cli"),
     ("__main__",),
 )

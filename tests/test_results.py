@@ -108,7 +108,24 @@ def records(draw: st.DrawFn) -> Result | Failure:
     bits = st.lists(st.booleans(), min_size=cell.count, max_size=cell.count).map(tuple)
     notes = tuple(draw(st.lists(NAMES, max_size=2)))
     counts = draw(st.integers(0)), draw(st.integers(0))
-    return Result(cell, *subjects, draw(bits), draw(bits), draw(FLOATS), draw(FLOATS), *counts, notes, draw(OPTIONS))
+    norms = draw(st.none() | st.lists(st.none() | FLOATS, min_size=cell.count, max_size=cell.count).map(tuple))
+    left = draw(st.dictionaries(NAMES, st.integers(0), max_size=3))
+    largest, seconds = draw(FLOATS), draw(FLOATS)
+    return Result(cell, *subjects, draw(bits), draw(bits), largest, seconds, *counts, notes, draw(OPTIONS), norms, left)
+
+
+def test_the_median_norm_is_that_of_images_right_when_clean() -> None:
+    found = replace(result(), clean=(True, True, True, False), robust=(False,) * 4, norms=(0.5, None, 0.25, 0.0))
+    assert found.median_norm == 0.5
+    assert replace(found, norms=None).median_norm is None
+    assert replace(found, norms=(None, None, 0.25, 0.0)).median_norm == float("inf")
+
+
+def test_norms_of_another_number_of_images_are_damage(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.put(replace(result(), norms=(0.5,) * 9))
+    with pytest.raises(StoreError, match="9 norms for"):
+        store.get(result().cell)
 
 
 @given(record=records())

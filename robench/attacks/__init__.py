@@ -30,6 +30,13 @@ def attack_for(text: str, threat: ThreatModel, **overrides: Any) -> Attack:
     cls: Any = ATTACKS.load(entry)
     if "threat" not in getattr(cls, "__dataclass_fields__", {}):
         raise UsageError(f"attack {entry.name!r}: {entry.target} must be a dataclass with a field 'threat'")
+    norms = entry.facts.get("norms", threat.norm).split()
+    if threat.norm not in norms:
+        others = [name for name, row in ATTACKS.rows.items() if threat.norm in row.facts["norms"].split()]
+        raise UsageError(
+            f"attack {entry.name} works in {' and '.join(norms)}, not in {threat.norm.value}; "
+            f"these do: {', '.join(name for name in others if not name.endswith(':'))}"
+        )
     attack: Attack = build(cls, {"threat": threat, **entry.options, **overrides}, where=f"attack {entry.name}")
     return attack
 

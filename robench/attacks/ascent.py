@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from robench.errors import UsageError
-from robench.geometry import project, steepest
+from robench.geometry import per_image, project, steepest
 from robench.threat import ThreatModel
 
 
@@ -23,6 +23,11 @@ def check_budget(steps: int, step: float) -> None:
         raise UsageError(f"steps ({steps}) must be at least 1, and step ({step}) a share of eps that is not negative")
 
 
+def default_step(steps: int) -> float:
+    """The length of a step as a fraction of eps: enough to cross the ball and come back, and at least a tenth."""
+    return max(0.1, 2.5 / steps)
+
+
 def ascend(
     objective: Callable[[Tensor], Tensor],
     x: Tensor,
@@ -31,10 +36,12 @@ def ascend(
     *,
     steps: int,
     step: float,
+    momentum: float = 0.0,
 ) -> Tensor:
     """Climb an objective inside a threat: steepest step, then projection, `steps` times.
 
-        adv <- project(adv + step * eps * steepest(gradient of the objective at adv))
+        direction <- momentum * direction + gradient of the objective at adv, scaled to a mean size of 1
+        adv <- project(adv + step * eps * steepest(direction))
 
     Args:
         objective: maps images (n, ...) to one value per image (n,), or to a sum over images; never to a mean, since
@@ -44,15 +51,22 @@ def ascend(
         threat: the ball.
         steps: how many steps.
         step: the length of a step as a fraction of eps.
+        momentum: how much of the direction so far enters the next.
 
     Returns:
         The last iterate, detached. Every earlier iterate has been through the objective; the last has not.
+
+    Source: Madry et al. 2018, eq. 2.1; with momentum Dong et al. 2018, eq. 6 to 8.
     """
     adv = start.detach()
+    direction = torch.zeros_like(adv)
     for _ in range(steps):
         adv.requires_grad_()
         with torch.enable_grad():
             (gradient,) = torch.autograd.grad(objective(adv).sum(), adv)
         with torch.no_grad():
+            if momentum:
+                size = gradient.abs().flatten(1).mean(1).clamp_min(torch.finfo(gradient.dtype).tiny)
+                gradient = direction = momentum * direction + gradient / per_image(size, gradient)
             adv = project(adv + step * threat.eps * steepest(gradient, adv, threat.norm), x, threat)
     return adv.detach()

@@ -1,22 +1,23 @@
-"""FGSM and PGD."""
+"""FGSM and PGD, and what are PGD with momentum (MI-FGSM) or over averaged gradients (EoT-PGD)."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from robench.attacks.ascent import ascend
+from robench.attacks.ascent import ascend, default_step
 from robench.errors import UsageError
-from robench.geometry import project, random_start
-from robench.losses import cross_entropy, dlr, margin
+from robench.geometry import per_image, project, random_start
+from robench.losses import dlr, log_odds, margin
+from robench.noise import branch
 from robench.protocols import Classifier
 from robench.threat import Norm, ThreatModel
 
-LOSSES = {"ce": cross_entropy, "margin": margin, "dlr": dlr}
+LOSSES = {"ce": log_odds, "cw-margin": margin, "dlr": dlr}
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,15 @@ class FGSM:
     Source: Goodfellow et al. 2015, section 4; for l2 and l1 the same step in the other norm.
     """
 
-    passes: ClassVar[int] = 1
-
     threat: ThreatModel
+
+    def cost(self, classes: int) -> tuple[int, int]:
+        """One forward and one backward pass."""
+        return 1, 1
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Tensor:
         """Perturb a batch; no randomness is used."""
-        return ascend(lambda adv: cross_entropy(model(adv), y), x, x, self.threat, steps=1, step=1.0)
+        return ascend(lambda adv: log_odds(model(adv), y), x, x, self.threat, steps=1, step=1.0)
 
 
 @dataclass(frozen=True)
@@ -49,71 +52,100 @@ class PGD:
         steps: steps per restart.
         step: their length as a fraction of eps; None means 2.5 / steps (those in the ball itself), but at least a tenth.
         restarts: starts; an image already fooled is not tried again.
-        loss: `ce`, `margin` (Carlini-Wagner) or `dlr`. On a very confident model the gradient of `ce` loses the right
-            class to float32 rounding; the other two do not.
+        loss: `ce`, `cw-margin` (Carlini-Wagner) or `dlr`. Cross-entropy is climbed as its log-odds, which points the same
+            way and does not vanish on confident models.
+        momentum: how much of the direction so far enters the next; MI-FGSM has 1.
+        random_start: begin at a random point, or at the clean image.
+        draws: forward passes averaged at each point, for models that answer differently each time (EoT).
+        short: allow steps that together cannot cross the ball.
 
     Raises:
-        UsageError: if steps or restarts are below 1, or the steps together cannot cross the ball.
+        UsageError: if steps, restarts or draws are below 1, momentum is negative, or the steps cannot cross the ball.
 
     Source: Madry et al. 2018, eq. 2.1 and section 3; for l1, the idea of Croce & Hein 2021, section 4.1 (larger radii
-        first), and the steps of Tramer & Boneh 2019.
+        first), and the steps of Tramer & Boneh 2019; momentum: Dong et al. 2018; draws: Athalye et al. 2018, section 4.2.
     """
 
     threat: ThreatModel
     steps: int = 20
     step: float | None = None
     restarts: int = 1
-    loss: Literal["ce", "margin", "dlr"] = "ce"
-
-    @property
-    def passes(self) -> int:
-        """The most forward passes an image can take."""
-        return (self.steps + 1) * self.restarts
+    loss: Literal["ce", "cw-margin", "dlr"] = "ce"
+    momentum: float = 0.0
+    random_start: bool = True
+    draws: int = 1
+    short: bool = False
 
     def __post_init__(self) -> None:
         """Refuse budgets that could never reach the border of the ball."""
-        if self.steps < 1 or self.restarts < 1:
-            raise UsageError(f"attack pgd: steps ({self.steps}) and restarts ({self.restarts}) must be at least 1")
-        if self.step is not None and not 1 - 1e-9 <= self.step * self.steps < math.inf:
+        if min(self.steps, self.restarts, self.draws) < 1 or not 0 <= self.momentum < math.inf:
+            raise UsageError(
+                f"attack pgd: steps ({self.steps}), restarts ({self.restarts}) and draws ({self.draws}) must be at least 1, "
+                f"and momentum ({self.momentum:g}) not negative"
+            )
+        if self.restarts > 1 and not self.random_start:
+            raise UsageError("attack pgd: restarts from the clean image repeat themselves; use random_start=true")
+        if self.step is not None and not (
+            0 < self.step < math.inf and (self.short or self.step * self.steps >= 1 - 1e-9)
+        ):
             raise UsageError(
                 f"attack pgd: {self.steps} steps of {self.step:g} eps cannot cross the ball, so the result would look "
-                f"robust for no reason; set step to at least {math.ceil(1e4 / self.steps) / 1e4:g}"
+                f"robust for no reason; set step to at least {math.ceil(1e4 / self.steps) / 1e4:g}, or short=true to insist"
             )
+
+    @property
+    def randomised(self) -> bool:
+        """Whether it is fit for models that answer differently each time."""
+        return self.draws > 1
+
+    def cost(self, classes: int) -> tuple[int, int]:
+        """The most forward and backward passes for an image."""
+        return (self.steps + 1) * self.restarts * self.draws, self.steps * self.restarts * self.draws
+
+    def notes(self, classes: int) -> tuple[str, ...]:
+        """What is reduced for few classes."""
+        return ("dlr needs three classes; climbs the margin",) if self.loss == "dlr" and classes < 3 else ()
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Tensor:
         """Perturb a batch."""
-        wide = ThreatModel(Norm.L1, 3 * self.threat.eps) if self.threat.norm is Norm.L1 else self.threat
-        best, broken = self._climb(model, x, y, random_start(x, wide, generator), wide)
-        for _ in range(self.restarts - 1):
-            start = random_start(x, wide, generator)
-            todo = (~broken).nonzero().squeeze(1)
+        found = x.clone()
+        todo = torch.arange(len(x), device=x.device)
+        for restart in range(self.restarts):
             if not len(todo):
                 break
-            best[todo], broken[todo] = self._climb(model, x[todo], y[todo], start[todo], wide)
-        return best
+            noise = branch(generator, "restart", restart, index=todo)
+            found[todo], broken = self._climb(model, x[todo], y[todo], noise)
+            todo = todo[~broken]
+        return found
 
-    def _climb(
-        self, model: Classifier, x: Tensor, y: Tensor, start: Tensor, wide: ThreatModel
-    ) -> tuple[Tensor, Tensor]:
+    def _climb(self, model: Classifier, x: Tensor, y: Tensor, noise: torch.Generator) -> tuple[Tensor, Tensor]:
         """One restart: the images it ends with, and which of them fool the model."""
         loss = LOSSES[self.loss]
+        wide = ThreatModel(Norm.L1, 3 * self.threat.eps) if self.threat.norm is Norm.L1 else self.threat
         before = self.steps // 2 if wide != self.threat else 0
         steps = self.steps - before
-        step = self.step if self.step is not None else max(0.1, 2.5 / steps)
+        step = self.step if self.step is not None else default_step(steps)
+
+        def logits(adv: Tensor) -> Tensor:
+            return sum((model(adv) for _ in range(1, self.draws)), model(adv)) / self.draws
+
+        adv = random_start(x, wide, noise) if self.random_start else x
         if before:
-            start = ascend(lambda adv: loss(model(adv), y), x, start, wide, steps=before, step=step)
-        start = project(start, x, self.threat)
+            adv = ascend(
+                lambda adv: loss(logits(adv), y), x, adv, wide, steps=before, step=step, momentum=self.momentum
+            )
+        start = project(adv, x, self.threat)
         kept = start.clone()
         broken = torch.zeros(len(x), dtype=torch.bool, device=x.device)
 
         def objective(adv: Tensor) -> Tensor:
-            logits = model(adv)
-            fooled = logits.detach().argmax(1) != y
+            found = logits(adv)
+            fooled = found.detach().argmax(1) != y
             kept[fooled] = adv.detach()[fooled]
             broken.logical_or_(fooled)
-            return loss(logits, y)
+            return loss(found, y)
 
-        last = ascend(objective, x, start, self.threat, steps=steps, step=step)
+        last = ascend(objective, x, start, self.threat, steps=steps, step=step, momentum=self.momentum)
         with torch.no_grad():
             objective(last)
-        return torch.where(broken.view(-1, *[1] * (x.ndim - 1)), kept, last), broken
+        return torch.where(per_image(broken, x), kept, last), broken

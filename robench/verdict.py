@@ -1,0 +1,363 @@
+"""One attack against one classifier, judged: the attack proposes images, and what counts is decided here.
+
+`craft` lets an attack work behind the door; `judge` measures what it returned and asks the model again. `probe` looks at a
+model before anything expensive and says what would make its numbers mean less than they seem to.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+
+import numpy
+import torch
+from torch import Tensor, nn
+
+from robench.door import Door, frozen
+from robench.errors import AttackError, DataError
+from robench.geometry import exact_norm, inside, per_image
+from robench.losses import cross_entropy, log_odds
+from robench.noise import ImageGenerator, seed_of
+from robench.protocols import Attack, Classifier
+
+PASSES = 20  # over which a model that answers differently each time is judged
+PROBED = 128  # images a probe looks at
+
+
+@dataclass(frozen=True)
+class Crafted:
+    """What an attack proposed, and what it took.
+
+    Attributes:
+        adv: images, (n, channels, height, width); those it was not asked about are the clean ones.
+        forwards: images passed forward.
+        backwards: images whose gradient was computed.
+        notes: what the attack found out.
+        left: how many images each member of an ensemble left unbroken.
+    """
+
+    adv: Tensor
+    forwards: int
+    backwards: int
+    notes: tuple[str, ...]
+    left: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came out, one row per image.
+
+    Attributes:
+        clean: whether the model is right, (n,).
+        robust: whether it is right and stays right, (n,).
+        adv: the images that were judged, all inside the threat.
+        largest: the largest perturbation among images right when clean, in the threat's norm.
+        norms: for an attack that looks for the smallest perturbation, its norm: 0 where the model is wrong anyway and
+            infinity where none was found, (n,); else None.
+        notes: what a reader should know.
+    """
+
+    clean: Tensor
+    robust: Tensor
+    adv: Tensor
+    largest: float
+    norms: Tensor | None
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a look at a model showed.
+
+    Attributes:
+        randomised: whether it answers differently each time.
+        notes: what makes its numbers mean less than they seem to.
+    """
+
+    randomised: bool
+    notes: tuple[str, ...]
+
+
+def evaluate(
+    model: Classifier,
+    attack: Attack,
+    x: Tensor,
+    y: Tensor,
+    *,
+    classes: int,
+    seed: int = 0,
+    ids: Tensor | None = None,
+    batch: int = 500,
+    source: Classifier | None = None,
+) -> tuple[Verdict, Crafted]:
+    """Probe, attack and judge a classifier.
+
+    Args:
+        model: maps images to logits; any callable.
+        attack: what to attack with.
+        x: clean images, (n, channels, height, width), float in [0, 1].
+        y: labels, (n,), int64.
+        classes: how many logits there are.
+        seed: of the attack's randomness.
+        ids: a number for each image, to which its randomness belongs; 0 to n - 1 when None.
+        batch: the most images at once.
+        source: craft on this model and judge on the other (transfer).
+
+    Raises:
+        DataError: for images or labels no evaluation can use.
+        AttackError: if the model or the attack breaks its contract.
+    """
+    check_images(x, y, classes)
+    target = as_module(model)
+    ids = torch.arange(len(x), device=x.device) if ids is None else ids
+    with frozen(target), guarded(seed), exact():
+        found = probe(target, x, y, classes, batch)
+        refuse_randomised(attack, found)
+        clean = right(Door(target, classes, batch), x, y, found.randomised)
+    attacked = target if source is None else as_module(source)
+    which = clean if source is None else torch.ones_like(clean)
+    crafted = craft(Door(attacked, classes, batch), attack, x, y, which, ids=ids, seed=seed)
+    with frozen(target), guarded(seed), exact():
+        verdict = judge(Door(target, classes, batch), attack, x, y, clean, crafted.adv, found)
+    return verdict, crafted
+
+
+def check_images(x: Tensor, y: Tensor, classes: int) -> None:
+    """Refuse what no evaluation can use, before any model runs.
+
+    Raises:
+        DataError: naming the first offence and its likely cause.
+    """
+    if x.ndim != 4 or x.dtype not in (torch.float32, torch.float64):
+        advice = " (divide by 255)" if not x.is_floating_point() else ""
+        raise DataError(f"images are {tuple(x.shape)} {x.dtype}; expected NCHW float32 or float64 in [0, 1]{advice}")
+    if len(x) == 0:
+        raise DataError("there are 0 images; an accuracy needs at least one")
+    if y.ndim != 1 or y.dtype != torch.int64 or len(y) != len(x):
+        raise DataError(f"labels are {tuple(y.shape)} {y.dtype}; expected ({len(x)},) int64, a class number per image")
+    wrong = ((y < 0) | (y >= classes)).nonzero()
+    if len(wrong):
+        first = int(wrong[0])
+        raise DataError(f"label {int(y[first])} of image {first} is not in 0 to {classes - 1}")
+    nan = (~x.isfinite()).flatten(1).any(1).nonzero()
+    if len(nan):
+        raise DataError(f"image {int(nan[0])} has NaN or infinite pixels ({len(nan)} of {len(x)} images have)")
+    low, high = (bound.item() for bound in x.aminmax())
+    if low < 0 or high > 1:
+        cause = "they look normalised: put the normalisation into the model" if low < 0 else "divide by 255"
+        raise DataError(f"pixels go from {low:.4g} to {high:.4g}, not in [0, 1]: {cause}")
+
+
+def probe(model: nn.Module, x: Tensor, y: Tensor, classes: int, batch: int = 500) -> Probe:
+    """Look at a model on a few images: randomness, probabilities, zero gradients, neighbours.
+
+    Args:
+        model: frozen, in eval mode.
+        x: clean images, (n, ...).
+        y: labels, (n,).
+        classes: how many logits there must be.
+        batch: the most images at once.
+
+    Raises:
+        AttackError: if it does not return finite logits of the right shape.
+
+    Source: the flags of Croce & Hein's AutoAttack and the indicators of Pintor et al. 2022, with thresholds of our own.
+    """
+    door = Door(model, classes, batch)
+    x, y = x[:PROBED], y[:PROBED]
+    with torch.no_grad():
+        logits = door(x)
+        scaled = logits / logits.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        again = [door(x) for _ in range(2)]
+        others = [door(x[:16]), door(x.flip(0))[-16:].flip(0)] if len(x) > 1 else []
+    moved = max((scaled - each / each.norm(dim=1, keepdim=True).clamp_min(1e-12)).abs().max().item() for each in again)
+    if moved > 1e-4:
+        return Probe(True, ("the model answers differently each time",))
+    notes = []
+    reach = logits.abs().amax().item()
+    if any((each - logits[:16]).abs().max().item() > 1e-3 * reach for each in others):
+        notes.append("flag: an image's logits depend on the other images of its batch")
+    sums = logits.sum(1)
+    if logits.min() >= -1e-3 * reach and (sums - sums[0]).abs().max() <= 2e-3 * sums[0].abs() and reach > 0:
+        notes.append("flag: the model returns probabilities where logits are expected, which can hide gradients")
+    return Probe(False, tuple(notes + _gradients(door, x, y)))
+
+
+def _gradients(door: Door, x: Tensor, y: Tensor) -> list[str]:
+    """What is wrong with the gradients of a model, in words."""
+    x = x.detach().clone().requires_grad_()
+    try:
+        with torch.enable_grad():
+            logits = door(x)
+            slope = torch.autograd.grad(log_odds(logits, y).sum(), x, retain_graph=True)[0].flatten(1).abs().amax(1)
+            usual = torch.autograd.grad(cross_entropy(logits, y).sum(), x)[0].flatten(1).abs().amax(1)
+    except RuntimeError:
+        return ["flag: the model has no gradient; only black-box attacks and transfer say anything about it"]
+    clean = logits.detach().argmax(1) == y
+    count = max(1, int(clean.sum()))
+    flat, vanished = int((clean & (slope == 0)).sum()), int((clean & (usual == 0) & (slope != 0)).sum())
+    notes = []
+    if not bool((slope.isfinite() & usual.isfinite()).all()):
+        notes.append("flag: some gradients are NaN or infinite")
+    if flat > count / 100:
+        notes.append(f"flag: zero gradients for {flat} of {count} images; white-box attacks see nothing there")
+    if vanished > count / 100:
+        notes.append(
+            f"flag: logits so large that the gradient of cross-entropy rounds to zero for {vanished} of {count} images"
+        )
+    return notes
+
+
+def refuse_randomised(attack: Attack, found: Probe) -> None:
+    """Refuse to judge a randomised model by an attack that is not made for it.
+
+    Raises:
+        AttackError: naming those that are.
+    """
+    if found.randomised and not getattr(attack, "randomised", False):
+        raise AttackError(
+            "the model answers differently each time, so a single draw proves nothing; use eot-pgd or autoattack-rand"
+        )
+
+
+def right(door: Door, x: Tensor, y: Tensor, randomised: bool = False) -> Tensor:
+    """Which images the model gets right, (n,); a randomised one by the majority of 20 passes."""
+    with torch.no_grad():
+        if not randomised:
+            same: Tensor = door(x).argmax(1) == y
+            return same
+        return _share(door, x, y) > 0.5
+
+
+def _share(door: Door, x: Tensor, y: Tensor) -> Tensor:
+    with torch.no_grad():
+        return torch.stack([door(x).argmax(1) == y for _ in range(PASSES)]).double().mean(0)
+
+
+def craft(door: Door, attack: Attack, x: Tensor, y: Tensor, which: Tensor, *, ids: Tensor, seed: int) -> Crafted:
+    """Let an attack perturb some images; the model is afterwards what it was before.
+
+    Args:
+        door: to the model to craft on.
+        attack: what proposes.
+        x: clean images, (n, ...).
+        y: labels, (n,).
+        which: a mask of the images to attack; the others stay clean.
+        ids: a number for each image, to which its randomness belongs, (n,).
+        seed: of the randomness.
+
+    Raises:
+        AttackError: if the attack returns no images of the right shape, or changes the model.
+    """
+    kind = f"{type(attack).__module__}:{type(attack).__qualname__}"  # not its options: more restarts begin alike
+    before = {key: (tensor._version, tensor.clone()) for key, tensor in door.model.state_dict().items()}
+
+    def run(part: Tensor) -> Tensor:
+        generator = ImageGenerator(seed_of(seed, kind), ids[part], x.device)
+        generator.manual_seed(seed)
+        adv = attack(door, x[part], y[part], generator=generator)
+        if not isinstance(adv, Tensor) or adv.shape != x[part].shape:
+            raise AttackError(f"the attack returned {getattr(adv, 'shape', type(adv))}, not {tuple(x[part].shape)}")
+        return adv.detach().to(x)
+
+    adv = x.clone()
+    todo = which.nonzero().squeeze(1)
+    with frozen(door.model), guarded(seed), exact():
+        try:
+            if len(todo) and attack.threat.eps > 0:
+                adv[todo] = run(todo) if getattr(attack, "whole", False) else door.each(run, todo)
+        finally:
+            now = door.model.state_dict()
+            changed = [key for key, (version, _) in before.items() if now[key]._version != version]
+            with torch.no_grad():
+                for key in changed:
+                    now[key].copy_(before[key][1])
+    if changed:
+        raise AttackError(f"the attack changed the weights or statistics of the model ({changed[0]})")
+    return Crafted(adv, door.forwards, door.backwards, tuple(dict.fromkeys(door.noted)), dict(door.left))
+
+
+def judge(door: Door, attack: Attack, x: Tensor, y: Tensor, clean: Tensor, adv: Tensor, found: Probe) -> Verdict:
+    """Decide what counts: images inside ball and box, shown to the model once more.
+
+    Args:
+        door: to the model under attack; frozen, in eval mode.
+        attack: what proposed the images.
+        x: clean images, (n, ...).
+        y: labels, (n,).
+        clean: which of them the model gets right, (n,).
+        adv: what was proposed, (n, ...).
+        found: what a probe of the model showed.
+
+    Raises:
+        AttackError: if they are outside the contract.
+    """
+    threat = attack.threat
+    _check_box(adv)
+    notes = list(found.notes)
+    norms = None
+    size = exact_norm(adv, x, threat.norm)
+    outside = ~inside(size, threat)
+    if getattr(attack, "minimal", False):
+        fools = ~right(door, adv, y, found.randomised)
+        norms = torch.where(clean, torch.where(fools & (size > 0), size, torch.inf), 0)
+        adv = torch.where(per_image(outside, x), x, adv)
+        robust = clean & ~(fools & ~outside)
+    elif outside.any():
+        raise AttackError(
+            f"the attack left the ball: {threat.norm.value} norm {size.max():.8g}, allowed {threat.eps:.8g}"
+        )
+    elif found.randomised:
+        before, after = _share(door, x, y), _share(door, adv, y)
+        robust = clean & (after > 0.5)
+        means = 100 * before.mean(), 100 * torch.minimum(before, after).mean()
+        notes.append(f"mean over {PASSES} passes: clean {means[0]:.1f} %, robust {means[1]:.1f} %")
+    else:
+        robust = clean & right(door, adv, y)
+    kept = torch.where(outside, 0, size)[clean]
+    return Verdict(clean, robust, adv, kept.max().item() if len(kept) else 0.0, norms, tuple(notes))
+
+
+def _check_box(adv: Tensor) -> None:
+    if not bool(adv.isfinite().all()):
+        bad = int((~adv.isfinite()).flatten(1).any(1).sum())
+        raise AttackError(f"the attack returned NaN or infinite pixels in {bad} images")
+    low, high = adv.aminmax()
+    if low < 0 or high > 1:
+        raise AttackError(f"the attack left [0, 1]: pixels from {low.item():.6g} to {high.item():.6g}")
+
+
+def as_module(model: Classifier) -> nn.Module:
+    """The model itself, or any callable as a module."""
+    return model if isinstance(model, nn.Module) else _Function(model)
+
+
+class _Function(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def exact() -> AbstractContextManager[None]:
+    """Convolutions in full float32 by algorithms that repeat, where a GPU would otherwise round or choose."""
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+
+
+@contextmanager
+def guarded(seed: int) -> Iterator[None]:
+    """Inside, the global random states are seeded; after, they are what they were, whatever drew from them."""
+    others = random.getstate(), numpy.random.get_state()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices):
+        for start in (torch.manual_seed, random.seed, lambda value: numpy.random.seed(value % 2**32)):
+            start(seed)
+        try:
+            yield
+        finally:
+            random.setstate(others[0])
+            numpy.random.set_state(others[1])
