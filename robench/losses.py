@@ -55,14 +55,14 @@ def dlr_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     """The difference-of-logits ratio towards one class, (n,); positive where the target beats the right class.
 
     Source: Croce & Hein 2020, eq. 7.
-    Differs: it needs four classes; with three the third largest logit stands for the mean of the third and fourth, and
-        with two the ratio's divisor is left out.
+    Differs: it needs four classes; with fewer it is the target's rise over the right class, undivided, since with three
+        the ratio would be flat wherever the target ranks last.
     """
     rise = (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
-    if logits.shape[1] < 3:
+    if logits.shape[1] < 4:
         return rise
     ranked = logits.sort(dim=1).values
-    return rise / (ranked[:, -1] - (ranked[:, -3] + ranked[:, -min(4, logits.shape[1])]) / 2 + 1e-12)
+    return rise / (ranked[:, -1] - (ranked[:, -3] + ranked[:, -4]) / 2 + 1e-12)
 
 
 def kl(teacher: Tensor, student: Tensor) -> Tensor:

@@ -284,7 +284,7 @@ ATTACKS = Registry(
             "fab:FAB",
             "smallest perturbation by projections onto linearised boundaries, towards nine classes",
             paper="Croce & Hein 2020b",
-            cost="",
+            cost="1,809 + 900",
         ),
         _attack(
             "fab",
@@ -292,7 +292,7 @@ ATTACKS = Registry(
             "the same towards whichever boundary is nearest",
             options={"targeted": False},
             paper="Croce & Hein 2020b",
-            cost="",
+            cost="209 + 900",
         ),
         _attack(
             "deepfool",
@@ -300,7 +300,7 @@ ATTACKS = Registry(
             "smallest perturbation by steps to the nearest linearised boundary",
             norms="linf l2",
             paper="Moosavi-Dezfooli et al. 2016",
-            cost="",
+            cost="111 + 450",
         ),
         _attack(
             "ddn",
@@ -308,7 +308,7 @@ ATTACKS = Registry(
             "smallest perturbation: the radius shrinks and grows as the image fools or not",
             norms="l2",
             paper="Rony et al. 2019",
-            cost="",
+            cost="112 + 100",
         ),
         _attack(
             "cw",
@@ -316,7 +316,7 @@ ATTACKS = Registry(
             "smallest perturbation by Adam on a margin, weighed by binary search",
             norms="l2",
             paper="Carlini & Wagner 2017",
-            cost="",
+            cost="1,011 + 1,000",
         ),
         _attack(
             "square",
@@ -324,7 +324,7 @@ ATTACKS = Registry(
             "random squares, kept when they help; reads logits only",
             knowledge="score-based",
             paper="Andriushchenko et al. 2020",
-            cost="",
+            cost="5,002 + 0",
         ),
         _attack(
             "hopskipjump",
@@ -333,7 +333,7 @@ ATTACKS = Registry(
             norms="linf l2",
             knowledge="decision-based",
             paper="Chen et al. 2020",
-            cost="",
+            cost="26,008 + 0",
         ),
         _attack(
             "random-noise",
@@ -341,7 +341,7 @@ ATTACKS = Registry(
             "the worst of 100 random points on the border of the ball: a floor",
             knowledge="decision-based",
             paper="-",
-            cost="",
+            cost="101 + 0",
         ),
         _attack(
             "gaussian-noise",
@@ -349,14 +349,14 @@ ATTACKS = Registry(
             "the worst of 100 images with Gaussian noise: a floor",
             knowledge="decision-based",
             paper="-",
-            cost="",
+            cost="101 + 0",
         ),
         _attack(
             "autoattack",
             "autoattack:AutoAttack",
             "the standard version: APGD-CE, APGD-T, FAB-T and Square in turn",
             paper="Croce & Hein 2020, 2021",
-            cost="",
+            cost="7,818 + 1,900",
             version=2,
         ),
         _attack(
@@ -365,7 +365,7 @@ ATTACKS = Registry(
             "the plus version: with APGD-DLR, untargeted FAB and five restarts",
             options={"version": "plus"},
             paper="Croce & Hein 2020",
-            cost="",
+            cost="9,730 + 7,300",
         ),
         _attack(
             "autoattack-rand",
@@ -373,7 +373,7 @@ ATTACKS = Registry(
             "APGD-CE and APGD-DLR over 20 averaged passes, for randomised models",
             options={"version": "rand"},
             paper="Croce & Hein 2020",
-            cost="",
+            cost="4,080 + 4,000",
         ),
         _attack(
             "torchattacks:",

@@ -138,17 +138,18 @@ def test_moves_by_hand() -> None:
 
 @pytest.mark.parametrize("targeted", [True, False])
 @pytest.mark.parametrize("classes", [2, 4])
-@pytest.mark.parametrize("text", [*NORMS, "linf-0.1", "l2-1", "l1-4"])
-def test_every_image_that_can_be_broken_is_and_no_other(text: str, classes: int, targeted: bool) -> None:
-    threat, model, x = ThreatModel.parse(text), linear(classes), images(300)
+@pytest.mark.parametrize("texts", [("linf-0.03", "linf-0.1"), ("l2-0.3", "l2-1"), ("l1-1", "l1-4")])
+def test_every_image_that_can_be_broken_is_and_no_other(texts: tuple[str, str], classes: int, targeted: bool) -> None:
+    threat, model, x = ThreatModel.parse(texts[0]), linear(classes), images(300)
     y = model(x).argmax(1)
-    margin, _ = truth(classes, text, 300)
-    attack = FAB(threat, targeted=targeted, steps=100 if targeted else 50)
-    broken = sizes(model, x, y, run(attack, model, x, y), threat.norm) <= threat.eps * (1 + 1e-5)
-    assert (margin > 0).sum() > 50
-    assert not (broken & (margin < -1e-5)).any()
-    missed = (~broken & (margin > 1e-5)).sum()
-    assert missed <= (0 if targeted else 1)  # untargeted, the reference misses one of the four-class l1 case as well
+    found = sizes(model, x, y, run(FAB(threat, targeted=targeted), model, x, y), threat.norm)
+    for text in texts:  # one walk serves all radii
+        margin, _ = truth(classes, text, 300)
+        broken = found <= ThreatModel.parse(text).eps * (1 + 1e-5)
+        assert (margin > 0).sum() > 50
+        assert not (broken & (margin < -1e-5)).any()
+        # untargeted, one image of 216 in l1 follows another class than its nearest, as it does in the reference
+        assert (~broken & (margin > 1e-5)).sum() <= (0 if targeted else 1)
 
 
 @pytest.mark.parametrize("text", NORMS)
@@ -168,12 +169,12 @@ def test_the_smallest_perturbation_of_a_linear_model_is_found(text: str) -> None
 
 @pytest.mark.parametrize("text", NORMS)
 def test_early_stop_gives_the_same_verdicts_for_fewer_passes(text: str) -> None:
-    threat, model, x = ThreatModel.parse(text), network(10), images(100)
+    threat, model, x = ThreatModel.parse(text), network(10), images(40)
     y = model(x).argmax(1)
     whole, early = Counted(model), Counted(model)
     full = sizes(model, x, y, run(FAB(threat, steps=20), whole, x, y), threat.norm)
     quick = sizes(model, x, y, run(FAB(threat, steps=20, early_stop=True), early, x, y), threat.norm)
-    assert 5 < (full <= threat.eps).sum()
+    assert (full <= threat.eps).sum() > 5
     assert torch.equal(full <= threat.eps, quick <= threat.eps)
     assert (full <= quick + 1e-6).all()
     assert early.forwards < whole.forwards
@@ -207,7 +208,7 @@ def test_walks_are_those_of_the_reference(text: str, targeted: bool) -> None:
 def test_an_image_is_attacked_alike_in_any_batch_and_order(text: str, classes: int) -> None:
     threat, model, x = ThreatModel.parse(text), linear(classes), images(20)
     y = model(x).argmax(1)
-    attack = FAB(threat, steps=10, restarts=2, early_stop=True)
+    attack = FAB(threat, steps=5, restarts=2, early_stop=True)
     whole = run(attack, model, x, y)
     for ids in torch.randperm(20, generator=torch.Generator().manual_seed(0)).split(7):
         assert torch.allclose(run(attack, model, x[ids], y[ids], ids), whole[ids], atol=1e-5)
@@ -217,10 +218,10 @@ def test_an_image_is_attacked_alike_in_any_batch_and_order(text: str, classes: i
 @pytest.mark.parametrize("classes", [2, 3, 10])
 def test_no_image_costs_more_than_is_said(options: dict[str, Any], classes: int) -> None:
     model = network(classes)
-    x = images(10)
+    x = images(3)
     y = model(x).argmax(1)
     attack = FAB(ThreatModel.parse("l2-0.01"), steps=3, **options)
-    for one in range(10):
+    for one in range(3):
         counted = Counted(model)
         run(attack, counted, x[one : one + 1], y[one : one + 1])
         forwards, backwards = attack.cost(classes)
@@ -250,7 +251,7 @@ def test_manners(text: str, dtype: torch.dtype) -> None:
         assert torch.equal(x, before)
         assert (adv.shape, adv.dtype, adv.requires_grad) == (x.shape, dtype, False)
         assert adv.isfinite().all()
-        assert 0 <= adv.min()
+        assert adv.min() >= 0
         assert adv.max() <= 1
         assert torch.equal(adv[0], x[0])
         found.append(adv)

@@ -12,7 +12,7 @@ from robench.attacks import attack_for
 from robench.errors import UsageError
 from robench.methods import method_for
 from robench.registry import ATTACKS, DATASETS, METHODS, MODELS, Entry, Registry
-from robench.threat import ThreatModel
+from robench.threat import Norm, ThreatModel
 
 REGISTRIES = [METHODS, ATTACKS, MODELS, DATASETS]
 ROWS = [(registry, name) for registry in REGISTRIES for name in registry.rows]
@@ -20,7 +20,7 @@ LINF = ThreatModel.parse("linf-8/255")
 
 PLUGIN = """
 from dataclasses import dataclass
-from robench.threat import ThreatModel
+from robench.threat import Norm, ThreatModel
 
 @dataclass(frozen=True)
 class Still:
@@ -215,3 +215,21 @@ def test_a_plugin_never_takes_a_name_that_is_taken(monkeypatch: pytest.MonkeyPat
 def test_a_clash_does_not_stop_built_in_names(monkeypatch: pytest.MonkeyPatch) -> None:
     offer(monkeypatch, point("fgsm"))
     assert ATTACKS.entry("fgsm").target == "robench.attacks.pgd:FGSM"
+
+
+@pytest.mark.parametrize("name", [name for name, row in ATTACKS.rows.items() if not row.family])
+def test_the_listed_cost_is_the_attacks_own(name: str) -> None:
+    norm = ATTACKS.rows[name].facts["norms"].split()[0]
+    attack: Any = attack_for(name, ThreatModel.parse(f"{norm}-0.5"))
+    assert ATTACKS.rows[name].facts["cost"] == " + ".join(f"{passes:,}" for passes in attack.cost(10))
+
+
+@pytest.mark.parametrize("name", [name for name, row in ATTACKS.rows.items() if not row.family])
+@pytest.mark.parametrize("norm", list(Norm))
+def test_a_norm_an_attack_does_not_have_is_refused_with_those_that_do(name: str, norm: Norm) -> None:
+    threat = ThreatModel(norm, 0.5)
+    if norm in ATTACKS.rows[name].facts["norms"].split():
+        attack_for(name, threat)
+    else:
+        with pytest.raises(UsageError, match=f"attack {name} works in .*, not in {norm}; these do: fgsm, pgd"):
+            attack_for(name, threat)

@@ -123,7 +123,7 @@ class APGDT:
     def notes(self, classes: int) -> tuple[str, ...]:
         """What is reduced for few classes."""
         few = [f"aims at {classes - 1} classes, all there are"] if classes - 1 < self.targets else []
-        return tuple(few + ["targeted dlr needs four classes; climbs what there is of it"] * (classes < 4))
+        return tuple(few + ["targeted dlr needs four classes; climbs the margin to each"] * (classes < 4))
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Tensor:
         """Perturb a batch."""

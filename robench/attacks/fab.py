@@ -19,7 +19,6 @@ DUAL = {Norm.LINF: Norm.L1, Norm.L2: Norm.L2, Norm.L1: Norm.LINF}  # the norm of
 PULL = 0.1  # the most weight that the projection from the clean image gets (alpha_max)
 OVERSHOOT = 1.05  # how far a step goes, the boundary being at 1 (eta)
 RETREAT = 0.9  # the share of a fooling perturbation from which the walk goes on (beta)
-SEARCH = 8  # passes of the final search, after which a norm is within 0.04 % of the smallest on its line
 
 
 @dataclass(frozen=True)
@@ -36,16 +35,17 @@ class FAB:
         targets: how many classes to aim at, as far as there are.
         steps: for each target and restart.
         restarts: walks for each target; the first begins at the clean image, others at random points half of eps away.
+        search: halvings of the final search on the line to the clean image; after 8 a norm is within 0.04 % of the smallest
+            there. AutoAttack has none.
         early_stop: leave an image alone once it fools the model within eps, where only that counts. Off, every image is
             searched to the end for the smallest perturbation.
 
     Raises:
-        UsageError: if targets, steps or restarts are below 1.
+        UsageError: if targets, steps or restarts are below 1, or search below 0.
 
     Source: Croce & Hein 2020, "Minimally distorted adversarial examples with a fast adaptive boundary attack", algorithm
         1; the targeted walk and the constants are those of AutoAttack (Croce & Hein 2020, section 5).
-    Differs: AutoAttack leaves out the paper's final search on the line to the clean image; here it halves, where the paper
-        interpolates. AutoAttack keeps what lies within eps and stops at the first target that gives it; here the smallest
+    Differs: the final search halves where the paper interpolates. AutoAttack keeps what lies within eps and stops at the first target that gives it; here the smallest
         perturbation of all is kept, also outside eps. Gradients below 1e-8 count, so flat models are walked too.
     """
 
@@ -56,19 +56,21 @@ class FAB:
     targets: int = 9
     steps: int = 100
     restarts: int = 1
+    search: int = 8
     early_stop: bool = False
 
     def __post_init__(self) -> None:
         """Refuse empty budgets."""
-        if min(self.targets, self.steps, self.restarts) < 1:
+        if min(self.targets, self.steps, self.restarts, self.search + 1) < 1:
             raise UsageError(
-                f"attack fab: targets ({self.targets}), steps ({self.steps}) and restarts ({self.restarts}) must be at least 1"
+                f"attack fab: targets ({self.targets}), steps ({self.steps}) and restarts ({self.restarts}) must be at least "
+                f"1, and search ({self.search}) at least 0"
             )
 
     def cost(self, classes: int) -> tuple[int, int]:
         """The most forward and backward passes for an image."""
         steps = self.steps * self.restarts * self._aims(classes)
-        return 1 + 2 * steps + SEARCH, steps * (1 if self.targeted else classes - 1)
+        return 1 + 2 * steps + self.search, steps * (1 if self.targeted else classes - 1)
 
     def notes(self, classes: int) -> tuple[str, ...]:
         """What is reduced for few classes."""
@@ -94,7 +96,7 @@ class FAB:
                 if self.early_stop:
                     todo = todo[size[todo] > self.threat.eps]
             goes_on = todo[size[todo] < torch.inf]
-            found[goes_on] = shorten(model, x[goes_on], y[goes_on], found[goes_on], least=RETREAT, rounds=SEARCH)
+            found[goes_on] = shorten(model, x[goes_on], y[goes_on], found[goes_on], least=RETREAT, rounds=self.search)
         return found
 
     def _aims(self, classes: int) -> int:

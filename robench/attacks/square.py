@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -32,6 +33,7 @@ class Square:
         queries: windows tried in each restart.
         restarts: starts; an image already fooled is not tried again.
         share: the share of the pixels the first windows cover; it is halved along the way, at fixed queries.
+        edge: let windows reach the last row and column, as in the paper; stronger on small images.
 
     Raises:
         UsageError: if queries or restarts are below 1, or share is not in (0, 1].
@@ -39,7 +41,7 @@ class Square:
     Source: Andriushchenko et al. 2020, algorithms 1 to 3; the schedule is section 5's for 10,000 queries, not scaled to
         `queries`, as in AutoAttack (Croce & Hein 2020); for l1 the l2 attack in the other norm (Croce & Hein 2021).
     Differs: each image has places, signs and orientations of its own, where the reference code shares places (and in linf
-        signs) among all images of a batch. Windows reach the last row and column, as in the paper and not in that code.
+        signs) among all images of a batch. As in that code, windows never reach the last row and column unless `edge`.
         Images smaller than five pixels are tiled with single pixels.
     """
 
@@ -47,6 +49,7 @@ class Square:
     queries: int = 5000
     restarts: int = 1
     share: float = 0.8
+    edge: bool = False
 
     def __post_init__(self) -> None:
         """Refuse empty budgets and windows."""
@@ -91,7 +94,7 @@ class Square:
                     branch(noise, "queries", query, index=ids), (len(ids), AT_ONCE, 5 + x.shape[1]), x.device
                 )
             here, clean, labels = adv[ids], x[ids], y[ids]
-            tried = _try(here, clean, self.threat, self._size(query, x), draws[:, query % AT_ONCE])
+            tried = _try(here, clean, self.threat, self._size(query, x), self.edge, draws[:, query % AT_ONCE])
             logits = model(tried)
             now, fooled = margin(logits, labels), logits.argmax(1) != labels
             better = fooled | (now > value[ids])
@@ -128,11 +131,11 @@ def _start(x: Tensor, threat: ThreatModel, noise: torch.Generator) -> Tensor:
     return _into(delta, x, threat)
 
 
-def _try(adv: Tensor, x: Tensor, threat: ThreatModel, side: int, draw: Tensor) -> Tensor:
+def _try(adv: Tensor, x: Tensor, threat: ThreatModel, side: int, edge: bool, draw: Tensor) -> Tensor:
     """Repaint one window of each image: five numbers of `draw` say where and which way, the others give the signs."""
     height, width = x.shape[2:]
-    room = torch.tensor([height - side + 1, width - side + 1] * 2, device=x.device)
-    top, left, top2, left2 = (draw[:, :4] * room).long().minimum(room - 1).unbind(1)
+    places = (max(1, height - side + edge), max(1, width - side + edge))
+    top, left, top2, left2 = ((draw[:, i] * places[i % 2]).long().clamp_max(places[i % 2] - 1) for i in range(4))
     sign = _signs(draw[:, 5:, None, None], x.dtype)
     if threat.norm is Norm.LINF:
         inside = _window(top, left, side, height, width)
@@ -195,18 +198,19 @@ def _into(delta: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
 
 def _bumps(draw: Tensor, side: int, norm: Norm, dtype: torch.dtype) -> Tensor:
     """The bump, upright or on its side as numbers in [0, 1) decide, (*draw.shape, side, side)."""
-    bump = _bump(side, norm).to(draw.device, dtype)
+    bump = _bump(side, norm, dtype, draw.device)
     return torch.where(draw[..., None, None] < 0.5, bump, bump.T)
 
 
-def _bump(side: int, norm: Norm) -> Tensor:
+@lru_cache(maxsize=32)
+def _bump(side: int, norm: Norm, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Two pyramids of opposite sign, one above the other, together of unit norm.
 
     Source: Andriushchenko et al. 2020, eq. 2 and section 4.3.
     """
     halves = (_pyramid(side // 2, side, norm), -_pyramid(side - side // 2, side, norm))
     bump = torch.cat([half / _length(half, norm).clamp_min(_TINY) for half in halves])
-    return bump / _length(bump, norm)
+    return (bump / _length(bump, norm)).to(device, dtype)
 
 
 def _pyramid(height: int, width: int, norm: Norm) -> Tensor:
