@@ -18,6 +18,7 @@ from robench.threat import ThreatModel
 if TYPE_CHECKING:
     import torch
 
+    from robench.checkpoint import Checkpoint
     from robench.evaluation import Job
     from robench.results import Failure, Result
 
@@ -177,7 +178,7 @@ def train(
     "sources",
     multiple=True,
     metavar="CHECKPOINT",
-    help="Craft on this one (transfer), or on several as one ensemble: A+B. May repeat.",
+    help="Craft on this one (transfer), on several as one ensemble: A+B, or on each that is evaluated: all. May repeat.",
 )
 @click.option("--count", type=int, help="The first COUNT test images; all by default.")
 @click.option("--dataset", help="Evaluate on another data set than the one trained on.")
@@ -233,9 +234,7 @@ def evaluate(
             targets,
             attacks=attacks,
             threats=threats,
-            sources=[
-                tuple(open_checkpoint(part, checkpoints) for part in _members(name, checkpoints)) for name in sources
-            ],
+            sources=[source for text in sources for source in _sources(text, targets, checkpoints)],
             count=count,
             seed=seed,
             dataset=dataset,
@@ -271,13 +270,20 @@ def report(form: str, table: str, dataset: str | None, results: Path, out: Path 
 
 @cli.command("list")
 @click.argument("what", type=Choice(["methods", "attacks", "datasets", "models", "recipes", "results"]))
+@click.option("--format", "form", type=Choice(["terminal", "markdown"]), default="terminal", show_default=True)
 @_results
-def list_(what: str, results: Path) -> None:
+def list_(what: str, form: str, results: Path) -> None:
     """List what there is, instantly."""
     from robench.listing import listing
+    from robench.reporting import Table, markdown
     from robench.terminal import rows
 
-    rows(*listing(what, results))
+    head, lines = listing(what, results)
+    if form == "terminal":
+        rows(head, lines)
+    else:
+        table = Table(f"robench list {what}", (tuple(head),), tuple(("", *line) for line in lines))
+        click.echo(markdown([table]), nl=False)
 
 
 @cli.command(short_help="The main job on real digits, in minutes.")
@@ -304,10 +310,15 @@ def demo(checkpoints: Path, results: Path, device: str) -> None:
     _finish(told, results)
 
 
-def _members(text: str, root: Path) -> list[str]:
-    """The checkpoints of a source: one, or several joined by plus signs (unless a run's own name has one)."""
-    whole = any(place.is_dir() for place in (Path(text), root / text.partition("@")[0]))
-    return [text] if whole else [part for part in text.split("+") if part] or [text]
+def _sources(text: str, targets: Sequence[Checkpoint], root: Path) -> list[list[Checkpoint]]:
+    """What `--source` names: one checkpoint, several joined by plus signs as one ensemble, or each target (`all`)."""
+    from robench.checkpoint import open_checkpoint
+
+    if text == "all":
+        return [[target] for target in targets]
+    whole = any(place.is_dir() for place in (Path(text), root / text.partition("@")[0]))  # a name may have a plus sign
+    parts = [text] if whole else text.split("+")
+    return [[open_checkpoint(part, root) for part in parts]]
 
 
 def _torch_device(name: str, threads: int | None = None) -> torch.device:

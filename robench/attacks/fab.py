@@ -45,8 +45,9 @@ class FAB:
 
     Source: Croce & Hein 2020, "Minimally distorted adversarial examples with a fast adaptive boundary attack", algorithm
         1; the targeted walk and the constants are those of AutoAttack (Croce & Hein 2020, section 5).
-    Differs: the final search halves where the paper interpolates. AutoAttack keeps what lies within eps and stops at the first target that gives it; here the smallest
-        perturbation of all is kept, also outside eps. Gradients below 1e-8 count, so flat models are walked too.
+    Differs: the final search halves where the paper interpolates. AutoAttack keeps what lies within eps and stops at the
+        first target that gives it; here the smallest perturbation of all is kept, also outside eps. Gradients below 1e-8
+        count, so flat models are walked too.
     """
 
     minimal: ClassVar[bool] = True

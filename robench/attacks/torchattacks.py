@@ -45,13 +45,14 @@ class Torchattacks:
         """Refuse what would report a meaningless number, before any model runs."""
         cls = _class(self.name)
         parameters = inspect.signature(cls).parameters
-        if "eps" not in parameters:
+        if not _radius(parameters):
             raise UsageError(
                 f"attack torchattacks:{self.name} has no eps, so it measures no robust accuracy at a radius"
             )
-        unknown = [key for key in self.options if key not in parameters or key in ("model", "eps")]
+        ours = ("model", "eps", "max_epsilon")
+        unknown = [key for key in self.options if key not in parameters or key in ours]
         if unknown:
-            known = ", ".join(key for key in parameters if key not in ("model", "eps"))
+            known = ", ".join(key for key in parameters if key not in ours)
             raise UsageError(f"attack torchattacks:{self.name}: unknown option {unknown[0]!r} (options: {known})")
         if "norm" in self.options:
             raise UsageError(f"attack torchattacks:{self.name}: the norm is the threat's; leave the option away")
@@ -62,6 +63,8 @@ class Torchattacks:
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Tensor:
         """Perturb a batch; the global random state, which torchattacks draws from, is seeded and given back."""
+        if self.threat.eps == 0:  # by which some of them divide
+            return x.clone()
         cls = _class(self.name)
         parameters = inspect.signature(cls).parameters
         options = dict(self.options)
@@ -73,9 +76,9 @@ class Torchattacks:
             options["alpha"] = self.threat.eps * max(share, 2.5 / steps)
         with torch.random.fork_rng():
             torch.manual_seed(generator.initial_seed())
-            attack = cls(_Module(model), eps=self.threat.eps, **options)
+            attack = cls(_Module(model), **{_radius(parameters): self.threat.eps}, **options)
             try:
-                parts = zip(x.split(self.batch_size), y.split(self.batch_size), strict=True)
+                parts = zip(x.contiguous().split(self.batch_size), y.split(self.batch_size), strict=True)
                 adv: Tensor = torch.cat([attack(*part) for part in parts])
             except (AssertionError, IndexError, TypeError, RuntimeError) as error:
                 raise AttackError(f"torchattacks' {self.name} stopped: {type(error).__name__}: {error}") from error
@@ -117,11 +120,16 @@ def _class(name: str) -> Any:
     ]
     if name not in known:
         match = nearest(
-            name, [key for key in known if "eps" in inspect.signature(getattr(torchattacks, key)).parameters]
+            name, [key for key in known if _radius(inspect.signature(getattr(torchattacks, key)).parameters)]
         )
         guess = f"; did you mean torchattacks:{match}?" if match else ""
         raise UsageError(f"torchattacks has no attack {name!r}{guess} (it has {', '.join(sorted(known))})")
     return getattr(torchattacks, name)
+
+
+def _radius(parameters: Mapping[str, inspect.Parameter]) -> str:
+    """What a class calls its eps; nothing when it has none."""
+    return next((name for name in ("eps", "max_epsilon") if name in parameters), "")
 
 
 def _norms(name: str, parameters: Mapping[str, inspect.Parameter]) -> tuple[Norm, ...]:
