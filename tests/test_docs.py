@@ -1,0 +1,46 @@
+"""Docs are true: what is generated is current, and the example attack obeys the laws."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from robench.listing import listing
+from robench.registry import ATTACKS
+from robench.reporting import Table, markdown
+from robench.testing import check_attack
+
+PAGE = Path(__file__).parent.parent / "docs" / "attacks.md"
+
+
+def exemptions() -> str:
+    """Every law an attack does not obey, and why."""
+    rows = [(name, law, reason) for name, row in ATTACKS.rows.items() for law, reason in row.exempt.items()]
+    return markdown([Table("Exemptions", (("attack", "law", "reason"),), tuple(("", *row) for row in rows))])
+
+
+def attacks() -> str:
+    """The registry as a table."""
+    head, lines = listing("attacks", Path())
+    return markdown([Table("robench list attacks", (tuple(head),), tuple(("", *line) for line in lines))])
+
+
+@pytest.mark.parametrize("part", [attacks, exemptions])
+def test_what_is_generated_is_current(part: object) -> None:
+    mark = {attacks: "attacks", exemptions: "exempt"}[part]  # type: ignore[index]
+    text, made = PAGE.read_text(), part()  # type: ignore[operator]
+    pattern = rf"(?<=<!-- {mark} -->\n).*?(?=<!-- /{mark} -->)"
+    if "RENEW_GOLDEN" in os.environ:
+        PAGE.write_text(re.sub(pattern, lambda _: made, text, flags=re.DOTALL))
+    assert re.search(pattern, PAGE.read_text(), re.DOTALL)[0] == made  # type: ignore[index]
+
+
+def test_the_example_attack_obeys_the_laws(tmp_path: Path) -> None:
+    found = re.search(r"<!-- corner -->\n```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert found is not None
+    path = tmp_path / "my_attacks.py"
+    path.write_text(found[1])
+    assert len(found[1].splitlines()) <= 30
+    outcome = check_attack(f"{path}:Corner", laws=[f"I{number}" for number in range(1, 17) if number != 7])
+    assert set(outcome.values()) == {"obeyed"}
