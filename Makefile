@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test install clean
+.PHONY: demo test nightly install clean
 
 demo: install
 	$(BIN)/robench demo
@@ -12,6 +12,9 @@ test: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+nightly: test
+	$(BIN)/python -m pytest -m nightly --timeout 3600
 
 install: $(VENV)/.installed
 

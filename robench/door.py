@@ -126,9 +126,12 @@ class Door(nn.Module):
             except torch.OutOfMemoryError:
                 if len(part) == 1:
                     raise
-                self.micro_batch = max(1, len(part) // 2)
-                self.noted.append(f"out of memory: went on with {self.micro_batch} images at once")
+                self._halve(len(part))
         return torch.cat(found)
+
+    def _halve(self, count: int) -> None:
+        self.micro_batch = max(1, count // 2)
+        self.noted.append(f"out of memory: went on with {self.micro_batch} images at once")
 
     def _pass(self, x: Tensor, ask: Callable[[Tensor], Tensor]) -> Tensor:
         if x.ndim != 4 or not x.is_floating_point():
@@ -141,7 +144,17 @@ class Door(nn.Module):
                 f"the model was asked about pixels from {low.item():.4g} to {high.item():.4g}; images are in [0, 1]"
             )
         x = _Plain.apply(x)
-        parts = [self._count(part, ask) for part in x.split(self.micro_batch)]
+        parts: list[Tensor] = []
+        done = 0
+        while done < len(x) or not parts:
+            part = x[done : done + self.micro_batch]
+            try:
+                parts.append(self._count(part, ask))
+                done += len(part)
+            except torch.OutOfMemoryError:
+                if len(part) <= 1 or part.requires_grad:  # whose graph grows with the whole batch: see `each`
+                    raise
+                self._halve(len(part))
         found = parts[0] if len(parts) == 1 else torch.cat(parts)
         if self.watch is not None:
             self.watch(self)
@@ -149,9 +162,9 @@ class Door(nn.Module):
 
     def _count(self, x: Tensor, ask: Callable[[Tensor], Tensor]) -> Tensor:
         count = len(x)
-        self.forwards += count
         missing = min(SMALLEST, self.micro_batch) - count
         found = ask(x) if missing <= 0 else ask(torch.cat([x, x[-1:].expand(missing, *x.shape[1:])]))[:count]
+        self.forwards += count
         if found.requires_grad and x.requires_grad:
             found.register_hook(lambda _gradient: self._backward(count))
         return found

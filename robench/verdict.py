@@ -168,7 +168,7 @@ def probe(model: nn.Module, x: Tensor, y: Tensor, classes: int, batch: int = 500
     door = Door(model, classes, batch)
     x, y = x[:PROBED], y[:PROBED]
     with torch.no_grad():
-        logits = door(x)
+        logits = _first_pass(door, x)
         scaled = logits / logits.norm(dim=1, keepdim=True).clamp_min(1e-12)
         again = [door(x) for _ in range(2)]
         others = [door(x[:16]), door(x.flip(0))[-16:].flip(0)] if len(x) > 1 else []
@@ -185,6 +185,19 @@ def probe(model: nn.Module, x: Tensor, y: Tensor, classes: int, batch: int = 500
     return Probe(False, tuple(notes + _gradients(door, x, y)))
 
 
+def _first_pass(door: Door, x: Tensor) -> Tensor:
+    """The logits of clean images, where a model that wants other images says so."""
+    try:
+        logits: Tensor = door(x)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise AttackError(
+            f"the model stopped on clean images {tuple(x.shape)} {x.dtype}: {type(error).__name__}: {error}"
+        ) from error
+    return logits
+
+
 def _gradients(door: Door, x: Tensor, y: Tensor) -> list[str]:
     """What is wrong with the gradients of a model, in words."""
     x = x.detach().clone().requires_grad_()
@@ -193,6 +206,10 @@ def _gradients(door: Door, x: Tensor, y: Tensor) -> list[str]:
             logits = door(x)
             slope = torch.autograd.grad(log_odds(logits, y).sum(), x, retain_graph=True)[0].flatten(1).abs().amax(1)
             usual = torch.autograd.grad(cross_entropy(logits, y).sum(), x)[0].flatten(1).abs().amax(1)
+    except torch.OutOfMemoryError:
+        if len(x) == 1:
+            raise
+        return _gradients(door, x[: len(x) // 2], y[: len(x) // 2])
     except RuntimeError:
         return ["flag: the model has no gradient; only black-box attacks and transfer say anything about it"]
     clean = logits.detach().argmax(1) == y
@@ -257,7 +274,14 @@ def craft(door: Door, attack: Attack, x: Tensor, y: Tensor, which: Tensor, *, id
     def run(part: Tensor) -> Tensor:
         generator = ImageGenerator(seed_of(seed, kind), ids[part], x.device)
         generator.manual_seed(seed)
-        adv = attack(door, x[part], y[part], generator=generator)
+        try:
+            adv = attack(door, x[part], y[part], generator=generator)
+        except RuntimeError as error:
+            if "does not require grad" not in str(error):
+                raise
+            raise AttackError(
+                "the model has no gradient, which this attack needs; use a black-box attack such as square, or transfer"
+            ) from error
         if not isinstance(adv, Tensor) or adv.shape != x[part].shape:
             raise AttackError(f"the attack returned {getattr(adv, 'shape', type(adv))}, not {tuple(x[part].shape)}")
         return adv.detach().to(x)

@@ -227,7 +227,7 @@ def _phase(
             with torch.set_grad_enabled(not last):
                 logits = model(adv)
                 each = objective(logits, ids)
-            gradient = gradient if last else gradient + torch.autograd.grad(each.sum(), adv)[0]
+                gradient = gradient if last else gradient + torch.autograd.grad(each.sum(), adv)[0]
             logits_sum, values = logits_sum + logits.detach(), values + each.detach() / draws
         return logits_sum.argmax(1) != y[ids], values, gradient
 
