@@ -5,8 +5,8 @@
 
 Compared are the images that are robust: ours and pyautoattack's APGD-CE, APGD-DLR, APGD-T, FAB-T, Square and AutoAttack, and
 our PGD with torchattacks' and foolbox's (where installed: pip install torchattacks foolbox) at the same budget. Both sides
-are judged by robench's evaluator. Prints a Markdown table, and every image on which two sides disagree with the margin each
-reached (positive: fooled) to the JSON of --out.
+are judged by robench's evaluator. Prints a Markdown table; --out keeps the rows, each with its command and with every image
+on which the sides disagree and the margin each reached (positive: fooled). `agreement.py table FILE...` prints what is kept.
 """
 
 from __future__ import annotations
@@ -121,7 +121,9 @@ def one_side(nets: nn.Module, attack: Any, x: Tensor, y: Tensor, classes: int, s
 def cases(text: str) -> dict[str, tuple[Callable[[ThreatModel], Any], Callable[[ThreatModel], Any]]]:
     """What is compared at a threat, by name: ours and theirs."""
     norm = text.partition("-")[0]
-    options = {"apgd-ce": "@restarts=5", "apgd-dlr": "@restarts=5", "apgd-t": "@targets=5"} if norm == "l1" else {}
+    options = {"fab-t": "@early_stop=true,search=0"}  # as in AutoAttack, where only the verdict counts
+    if norm == "l1":
+        options |= {"apgd-ce": "@restarts=5", "apgd-dlr": "@restarts=5", "apgd-t": "@targets=5"}
     made: dict[str, Any] = {}
     for name in MEMBERS:
         made[f"{name}, pyautoattack"] = (
@@ -157,7 +159,7 @@ def trained(dataset: str, root: Path, folder: Path) -> tuple[nn.Module, Tensor, 
     return checkpoint.load(), torch.cat([part.x() for part in parts]), torch.cat([part.y for part in parts])
 
 
-def compare(ours: list[Side], theirs: list[Side], ids: range) -> dict[str, Any]:
+def compare(ours: list[Side], theirs: list[Side], n: int) -> dict[str, Any]:
     """The figures of one row."""
     differ = [
         {
@@ -170,58 +172,88 @@ def compare(ours: list[Side], theirs: list[Side], ids: range) -> dict[str, Any]:
         for seed in range(len(ours))
         for i in (ours[seed].robust != theirs[seed].robust).nonzero().squeeze(1).tolist()
     ]
-    n = len(ids)
     counts = [[int(side.robust.sum()) for side in sides] for sides in (ours, theirs)]
     return {
         "robust_ours": counts[0],
         "robust_theirs": counts[1],
         "points": round(100 * (statistics.mean(counts[0]) - statistics.mean(counts[1])) / n, 3),
+        "error": round(100 * sum(statistics.pvariance(c) / max(len(c) - 1, 1) for c in counts) ** 0.5 / n, 3),
         "cpu_ratio": round(sum(s.seconds for s in theirs) / sum(s.seconds for s in ours), 2),
         "pass_ratio": round(sum(s.passes for s in theirs) / sum(s.passes for s in ours), 2),
         "differ": differ,
     }
 
 
+HEAD = (
+    "| images | threat | attack | against | robust, ours | robust, theirs | points | differ | CPU | passes |\n"
+    "|---|---|---|---|---|---|---:|---:|---:|---:|"
+)
+
+
+def line(row: dict[str, Any]) -> str:
+    """One row of the table; robust images as a mean over seeds, with the least and most."""
+
+    def spread(counts: list[int]) -> str:
+        mean = f"{statistics.mean(counts):.1f}".removesuffix(".0")
+        return mean + (f" ({min(counts)} to {max(counts)})" if len(counts) > 1 else "")
+
+    error = f" +- {row['error']:.2f}" if len(row["robust_ours"]) > 1 else ""
+    cells = [
+        f"{row['dataset']} {row['n']:,}",
+        row["threat"],
+        row["attack"],
+        row["against"],
+        *(spread(row[key]) for key in ("robust_ours", "robust_theirs")),
+        f"{row['points']:+.2f}{error}",
+        str(len(row["differ"])),
+        *(f"{row[key]:.1f}x" for key in ("cpu_ratio", "pass_ratio")),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def keep(path: Path, row: dict[str, Any]) -> None:
+    """Put a row into a file, in the place of an earlier one of the same name."""
+    rows = json.loads(path.read_text()) if path.exists() else []
+    names = ("dataset", "n", "threat", "attack", "against")
+    places = [i for i, there in enumerate(rows) if all(there[key] == row[key] for key in names)]
+    rows[places[0] if places else len(rows) : (places[0] + 1) if places else len(rows)] = [row]
+    path.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+
+
 def main() -> None:
-    """Compare, print, and keep."""
+    """Compare, print, and keep; or print what is kept."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset", choices=list(THREATS))
+    parser.add_argument("what", choices=[*THREATS, "table"], help="images to compare on, or print the table of FILEs")
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE")
     parser.add_argument("--data", type=Path, default=Path("data"), help="where CIFAR-10 is")
     parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"))
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--count", type=int, default=1000, help="how many images")
     parser.add_argument("--only", action="append", default=[], help="rows whose name contains this")
     parser.add_argument("--norm", action="append", default=[], help="norms to compare; all by default")
-    parser.add_argument("--out", type=Path, help="JSON to write")
+    parser.add_argument("--out", type=Path, help="JSON to keep the rows in")
     given = parser.parse_args()
+    print(HEAD, flush=True)
+    if given.what == "table":
+        for row in (row for path in given.files for row in json.loads(path.read_text())):
+            print(line(row))
+        return
     torch.set_num_threads(1)
-    nets, x, y = trained(given.dataset, given.data, given.checkpoints)
+    nets, x, y = trained(given.what, given.data, given.checkpoints)
     x, y = x[: given.count], y[: given.count]
-    rows: list[dict[str, Any]] = []
-    head = "| images | threat | attack | against | robust, ours | robust, theirs | points | differ | CPU | passes |"
-    print(f"{head}\n|---|---|---|---|---|---|---:|---:|---:|---:|", flush=True)
-    for text in THREATS[given.dataset]:
-        if given.norm and text.partition("-")[0] not in given.norm:
-            continue
-        threat = ThreatModel.parse(text)
+    about = {**provenance("cpu", 1), "command": ["python", "benchmarks/agreement.py", *sys.argv[1:]]}
+    for text in THREATS[given.what]:
         for name, makers in cases(text).items():
-            if given.only and not any(part in name for part in given.only):
+            left_out = given.only and not any(part in name for part in given.only)
+            if left_out or (given.norm and text.partition("-")[0] not in given.norm):
                 continue
+            threat, (attack, against) = ThreatModel.parse(text), name.split(", ")
             sides = [[one_side(nets, make(threat), x, y, 10, seed) for seed in range(given.seeds)] for make in makers]
-            row = compare(*sides, range(len(x)))
-            attack, against = name.split(", ")
-            rows.append(
-                {"dataset": given.dataset, "n": len(x), "threat": text, "attack": attack, "against": against, **row}
-            )
-            ours, theirs = (" ".join(map(str, row[key])) for key in ("robust_ours", "robust_theirs"))
-            print(
-                f"| {given.dataset} {len(x):,} | {text} | {attack} | {against} | {ours} | {theirs} "
-                f"| {row['points']:+.2f} | {len(row['differ'])} | {row['cpu_ratio']:.1f}x | {row['pass_ratio']:.1f}x |",
-                flush=True,
-            )
+            names = {"dataset": given.what, "n": len(x), "threat": text, "attack": attack, "against": against}
+            row = {**names, **compare(*sides, len(x)), "provenance": about}
+            print(line(row), flush=True)
             if given.out:
-                about = {**provenance("cpu", 1), "command": ["python", "benchmarks/agreement.py", *sys.argv[1:]]}
-                given.out.write_text(json.dumps({"provenance": about, "rows": rows}, indent=1) + "\n")
+                keep(given.out, row)
 
 
 if __name__ == "__main__":
