@@ -39,7 +39,7 @@ from robench.threat import ThreatModel
 from robench.training import train
 
 NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
-THREATS = {"digits": ("linf-0.2", "l2-0.75", "l1-3"), "cifar10": ("linf-8/255", "l2-0.5", "l1-8")}
+THREATS = {"digits": ("linf-0.2", "l2-0.75", "l1-2"), "cifar10": ("linf-8/255", "l2-0.5", "l1-8")}
 MEMBERS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square")
 
 

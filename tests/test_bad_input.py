@@ -14,7 +14,7 @@ from robench.attacks import attack_for
 from robench.door import SMALLEST
 from robench.errors import AttackError, DataError, UsageError
 from robench.protocols import Attack
-from robench.testing import laid_out
+from robench.testing.case import laid_out
 from robench.threat import ThreatModel
 from robench.verdict import Verdict, evaluate
 

@@ -16,7 +16,8 @@ from robench.attacks import attack_for
 from robench.registry import ATTACKS
 from robench.reporting import suspicions
 from robench.results import Result, Subject
-from robench.testing import Case, judged, norms_of, quick
+from robench.testing import Case, norms_of, quick
+from robench.testing.trial import judged
 from robench.threat import Norm, ThreatModel
 from robench.verdict import Verdict, evaluate
 

@@ -13,7 +13,7 @@ from robench.attacks.ascent import ascend, default_step
 from robench.errors import UsageError
 from robench.geometry import per_image, project, random_start
 from robench.losses import dlr, log_odds, margin
-from robench.noise import branch
+from robench.noise import branch, uniform
 from robench.protocols import Classifier
 from robench.threat import Norm, ThreatModel
 
@@ -44,6 +44,9 @@ class PGD:
 
     In l1 the first half of the steps climbs in a ball three times as large, whose end is projected: the l1 ball is so
     pointed that a climb from inside it soon sits in a corner.
+
+    In l2 a start is at a uniform distance from the clean image: nearly all of a ball's volume lies at its border, from where
+    a short climb finds less.
 
     An image is returned at its latest iterate that fools the model, and at its last iterate if none does. So white-box
     success counts any iterate, and what a transfer sees is (nearly always) the end of the climb.
@@ -130,6 +133,8 @@ class PGD:
             return sum((model(adv) for _ in range(1, self.draws)), model(adv)) / self.draws
 
         adv = random_start(x, wide, noise) if self.random_start else x
+        if self.threat.norm is Norm.L2:
+            adv = x + per_image(uniform(noise, (len(x),), x.device).to(x.dtype), x) * (adv - x)
         if before:
             adv = ascend(
                 lambda adv: loss(logits(adv), y), x, adv, wide, steps=before, step=step, momentum=self.momentum
