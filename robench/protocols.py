@@ -87,6 +87,19 @@ class Moment:
         return self.recipe_threat
 
 
+class Terms(dict[str, "Tensor"]):
+    """Named scalar tensors whose sum is the loss, and what a method measured on the way.
+
+    Args:
+        terms: of the loss.
+        measured: named scalar tensors that are logged and shown beside the terms, and enter no loss.
+    """
+
+    def __init__(self, terms: Mapping[str, Tensor], measured: Mapping[str, Tensor] | None = None) -> None:
+        super().__init__(terms)
+        self.measured = dict(measured or {})
+
+
 class Method(Protocol):
     """How to train: which views, which networks, and the terms whose sum is the loss.
 
@@ -113,7 +126,10 @@ class Method(Protocol):
         ...
 
     def terms(self, nets: Nets, batch: Batch, at: Moment) -> dict[str, Tensor]:
-        """Named scalar tensors whose sum is the loss to minimise."""
+        """Named scalar tensors whose sum is the loss to minimise.
+
+        A method that measures something on the way, such as how much its attack gained, returns `Terms(terms, measured)`.
+        """
         ...
 
 

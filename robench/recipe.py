@@ -41,22 +41,49 @@ class Schedule:
 
     Attributes:
         name: `constant`, `cosine` (to zero), or `step`.
-        warmup: epochs of linear rise to the peak; cosine and step count epochs from the start of the stage.
+        warmup: epochs of linear rise to the peak; step counts epochs from the start of the stage.
+        start: the share of the peak at which the warm-up starts.
+        period: for `cosine`, what half a wave takes: the `rest` of the stage after the warm-up, so that it ends at zero, or
+            the `whole` stage, so that the warm-up cuts off its end (RoCL's code).
+        every: whether the rate moves at every `step` or once an `epoch`.
         drops: for `step`, the epochs from which the rate is multiplied by `factor` once more.
         factor: for `step`.
     """
 
     name: Literal["constant", "cosine", "step"] = "constant"
     warmup: float = 0.0
+    start: float = 0.0
+    period: Literal["rest", "whole"] = "rest"
+    every: Literal["step", "epoch"] = "step"
     drops: tuple[int, ...] = ()
     factor: float = 0.1
 
+    def __post_init__(self) -> None:
+        """Refuse what would be no schedule."""
+        if not (0 <= self.warmup < math.inf and 0 <= self.start <= 1 and 0 <= self.factor < math.inf):
+            raise UsageError(
+                f"schedule: warmup ({self.warmup}) and factor ({self.factor}) must be finite and at least 0, "
+                f"and start ({self.start}) between 0 and 1"
+            )
+
     def rate(self, epoch: float, epochs: int) -> float:
-        """The share of the peak learning rate at a moment, `epoch` counting fractions of epochs."""
-        if epoch < self.warmup:
-            return epoch / self.warmup
+        """The share of the peak learning rate at a moment.
+
+        Args:
+            epoch: epochs passed, the current step included, so that the last step of epoch 0 is at 1.0.
+            epochs: of the stage.
+        """
+        if self.every == "epoch":  # constant within an epoch: the warm-up as at its end, the rest as at its beginning
+            index = max(math.ceil(epoch) - 1, 0)
+            epoch = index + 1 if index < self.warmup else index
+            rising = index < self.warmup
+        else:
+            rising = epoch < self.warmup
+        if rising:
+            return min(1.0, self.start + (1 - self.start) * epoch / self.warmup)
         if self.name == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * (epoch - self.warmup) / max(epochs - self.warmup, 1e-9)))
+            period = epochs - self.warmup if self.period == "rest" else epochs
+            return 0.5 * (1 + math.cos(math.pi * (epoch - self.warmup) / max(period, 1e-9)))
         if self.name == "step":
             return self.factor ** sum(epoch >= drop for drop in self.drops)
         return 1.0

@@ -103,6 +103,11 @@ def _check_stages(run: Run, methods: list[Method], images: Images) -> None:
                 f"stage {number} ({run.recipe.stage[number].method}) keeps the encoder as it is, and nothing has trained one: "
                 "name a checkpoint with --encoder, or put a stage before it"
             )
+        if min(run.recipe.stage[number].batch, len(images)) < (fewest := getattr(method, "fewest", 1)):
+            raise UsageError(
+                f"stage {number} ({run.recipe.stage[number].method}) compares images with each other and needs at least "
+                f"{fewest} a step, not {min(run.recipe.stage[number].batch, len(images))}: --set stage.{number}.batch={fewest}"
+            )
         against = getattr(method, "adversarial", method.select == "robust")
         if against and run.recipe.threat is None:
             raise UsageError(
@@ -211,7 +216,7 @@ def _run_epoch(
     optimiser: torch.optim.Optimizer,
     monitor: Monitor,
 ) -> dict[str, float]:
-    """One pass over the training images; returns the mean of each term of the loss."""
+    """One pass over the training images; returns the mean of each term of the loss and of what else was measured."""
     batch_size = min(stage.batch, len(kept))
     steps = len(kept) // batch_size
     order = permutation(seed_of(run.seed, "order", state.stage, state.epoch), len(kept)).to(run.device)
@@ -230,11 +235,12 @@ def _run_epoch(
         for group in optimiser.param_groups:
             group["lr"] = stage.optimiser.lr * rate
         terms = method.terms(nets, batch, at)
+        measured = getattr(terms, "measured", {})
         loss = torch.stack(list(terms.values())).sum()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
-        for name, term in terms.items():
+        for name, term in {**terms, **measured}.items():
             totals[name] = totals.get(name, torch.zeros_like(term)) + term.detach()
         done += 1
         if done == 1 < taken:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from robench.errors import UsageError
-from robench.losses import Positives, contrastive, cross_entropy, dlr, kl, margin
+from robench.losses import Positives, contrastive, cross_entropy, distance, dlr, in_groups, kl, margin
 
 FEW = settings(deadline=None, derandomize=True, max_examples=20)
 seeds = st.integers(0, 1000)
@@ -138,6 +138,33 @@ def test_one_image_has_nothing_to_differ_from() -> None:
 def test_half_precision_embeddings_are_compared_in_float32() -> None:
     views = [view.half() for view in embeddings(2)]
     assert contrastive(views, temperature=0.05).dtype == torch.float32
+
+
+def test_double_precision_embeddings_are_compared_in_it() -> None:
+    views = [view.double() for view in embeddings(2)]
+    assert contrastive(views, temperature=0.05).dtype == torch.float64
+
+
+@FEW
+@given(seeds)
+def test_distances_are_their_formulas(seed: int) -> None:
+    a, b = embeddings(2, seed=seed)
+    for i, (u, v) in enumerate(zip(a.double().tolist(), b.double().tolist(), strict=True)):
+        mse = sum((s - t) ** 2 for s, t in zip(u, v, strict=True)) / len(u)
+        l1 = sum(abs(s - t) for s, t in zip(u, v, strict=True)) / len(u)
+        cosine = 1 - sum(s * t for s, t in zip(u, v, strict=True)) / math.hypot(*u) / math.hypot(*v)
+        found = [distance(a, b, kind)[i].item() for kind in ("mse", "l1", "cosine")]
+        assert found == pytest.approx([mse, l1, cosine], rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3])
+def test_groups_are_batches_of_their_own(groups: int) -> None:
+    views = embeddings(2, n=7)
+    found = in_groups(lambda part: contrastive(part, temperature=0.5), views, groups)
+    sizes = [7 // groups + (i < 7 % groups) for i in range(groups)]
+    expected = [contrastive(part, temperature=0.5) for part in zip(*(view.split(sizes) for view in views), strict=True)]
+    assert torch.allclose(found, torch.cat(expected))
+    assert len(found) == 14
 
 
 @FEW

@@ -503,3 +503,35 @@ def test_an_encoder_that_does_not_fit_is_refused(
     with pytest.raises(CheckpointError, match=expected):
         train(Run(linear(**changes), tmp_path / "run", encoder=encoder), monitor=after(0))
     assert not written(tmp_path)
+
+
+# what a method measures
+
+
+def test_what_is_measured_is_logged_and_shown_beside_the_loss(tmp_path: Path) -> None:
+    told: list[Progress] = []
+    small = {"stage__0__options": {"hidden": 16, "dimensions": 8}, "stage__1__epochs": 1}
+    train(Run(tiny("rocl-digits", **small), tmp_path / "run"), monitor=told.append)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    gains = [row["attack gain"] for row in rows if row["method"] == "rocl"]
+    assert len(gains) == 2
+    assert min(gains) > 0
+    assert "attack gain" in told[0].values
+    assert not any("attack gain" in row for row in rows if row["method"] == "linear")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "fewest"),
+    [
+        ("simclr-digits", {}, 2),
+        ("rocl-digits", {}, 2),
+        ("rocl-digits", {"stage__0__options": {"groups": 2}}, 4),
+    ],
+    ids=str,
+)
+def test_a_batch_in_which_nothing_can_be_compared_is_refused(
+    name: str, changes: dict[str, Any], fewest: int, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=rf"at least {fewest} a step, not 1: --set stage\.0\.batch={fewest}"):
+        train(Run(tiny(name, **{**changes, "stage__0__batch": 1}), tmp_path / "run"), monitor=after(0))
+    assert not written(tmp_path)

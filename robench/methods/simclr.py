@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -30,6 +31,7 @@ class SimCLR:
     trains: ClassVar[tuple[str, ...]] = ("encoder", "projector")
     supervised: ClassVar[bool] = False
     select: ClassVar[str] = "last"
+    fewest: ClassVar[int] = 2
 
     temperature: float = 0.5
     hidden: int = 2048
@@ -37,8 +39,7 @@ class SimCLR:
 
     def __post_init__(self) -> None:
         """Refuse a temperature that cannot divide."""
-        if not self.temperature > 0:
-            raise UsageError(f"temperature must be above 0, not {self.temperature}")
+        check_temperature("temperature", self.temperature)
 
     def heads(self, features: int, classes: int) -> dict[str, nn.Module]:
         """The projector."""
@@ -52,3 +53,13 @@ class SimCLR:
         """`contrastive`: the mean NT-Xent over both views as anchors."""
         z = nets.project(torch.cat(batch.views)).chunk(2)
         return {"contrastive": contrastive(z, temperature=self.temperature).mean()}
+
+
+def check_temperature(name: str, temperature: float) -> None:
+    """Refuse a temperature that cannot divide.
+
+    Raises:
+        UsageError: if it is not a finite number above 0; `name` opens the message.
+    """
+    if not 0 < temperature < math.inf:
+        raise UsageError(f"{name} must be above 0 and finite, not {temperature}; 0.5 is usual")
