@@ -107,8 +107,7 @@ def contrastive(
     """
     chosen = list(range(len(views)) if anchors is None else anchors)
     n = len(views[0])
-    if n < 2:
-        raise UsageError("a contrastive loss needs at least two images a step: raise stage.N.batch")
+    _refuse_one(n)
     z = [_unit(view) for view in views]
     keys = torch.cat(z)
     similarity = torch.cat([z[a] for a in chosen]) @ (keys.detach() if detach_keys else keys).T / temperature
@@ -124,6 +123,36 @@ def contrastive(
     if positives == "in-log":
         return log_all - friends.masked_fill(absent, -torch.inf).logsumexp(1)
     return (len(views) - 1) * log_all - friends.masked_fill(absent, 0).sum(1)
+
+
+def supervised_contrastive(views: Sequence[Tensor], y: Tensor, *, temperature: float) -> Tensor:
+    """The supervised contrastive loss of each anchor: every other vector of its class is a positive.
+
+    With s the cosine similarity over the temperature, K every vector but the anchor u, and P those of K in its class:
+
+        mean over p in P of  -log( exp s(u,p) / sum over k in K of exp s(u,k) )
+
+    Args:
+        views: V embeddings (n, d), not normalised, row i of each from image i; two or more, so that nobody is alone.
+        y: labels, (n,).
+        temperature: the divisor of the cosine similarity.
+
+    Returns:
+        The loss of each anchor, (V * n,), view by view.
+
+    Raises:
+        UsageError: for a batch of one image.
+
+    Source: Khosla et al. 2020, eq. 2 (L_out).
+    """
+    _refuse_one(len(views[0]))
+    z = torch.cat([_unit(view) for view in views])
+    labels = y.repeat(len(views))
+    itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
+    similarity = z @ z.T / temperature
+    log_all = similarity.masked_fill(itself, -torch.inf).logsumexp(1)
+    friends = (labels[:, None] == labels) & ~itself
+    return log_all - (similarity * friends).sum(1) / friends.sum(1)
 
 
 def in_groups(loss: Callable[[Sequence[Tensor]], Tensor], views: Sequence[Tensor], groups: int) -> Tensor:
@@ -158,6 +187,11 @@ def distance(a: Tensor, b: Tensor, kind: Distance) -> Tensor:
         return 1 - (_unit(a) * _unit(b)).sum(1)
     apart = _wide(a) - _wide(b)
     return (apart.square() if kind == "mse" else apart.abs()).mean(1)
+
+
+def _refuse_one(n: int) -> None:
+    if n < 2:
+        raise UsageError("a contrastive loss needs at least two images a step: raise stage.N.batch")
 
 
 def _unit(view: Tensor) -> Tensor:

@@ -172,6 +172,7 @@ METHODS = Registry(
         Entry(
             "rocl", "robench.methods.rocl:RoCL", "contrastive learning against instance-wise attacks (Kim et al. 2020)"
         ),
+        Entry("supcon", "robench.methods.supcon:SupCon", "contrastive learning of classes (Khosla et al. 2020)"),
         Entry("linear", "robench.methods.linear:Linear", "linear evaluation (LE): a linear head on a frozen encoder"),
         Entry("robust-linear", "robench.methods.linear:RobustLinear", "r-LE: the linear head trained on PGD examples"),
     ],

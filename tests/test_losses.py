@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from robench.errors import UsageError
-from robench.losses import Positives, contrastive, cross_entropy, distance, dlr, in_groups, kl, margin
+from robench.losses import (
+    Positives,
+    contrastive,
+    cross_entropy,
+    distance,
+    dlr,
+    in_groups,
+    kl,
+    margin,
+    supervised_contrastive,
+)
 
 FEW = settings(deadline=None, derandomize=True, max_examples=20)
 seeds = st.integers(0, 1000)
@@ -73,6 +83,34 @@ def nt_xent(a: Tensor, b: Tensor, t: float) -> Tensor:
 def test_two_views_are_nt_xent(positives: Positives, seed: int) -> None:
     a, b = embeddings(2, seed=seed)
     assert torch.allclose(contrastive((a, b), temperature=0.5, positives=positives), nt_xent(a, b, 0.5), atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@FEW
+@given(seed=seeds, t=st.sampled_from([0.1, 0.5]))
+def test_supervised_contrastive_is_its_formula(count: int, seed: int, t: float) -> None:
+    views = embeddings(count, n=6, seed=seed)
+    y = [0, 1, 0, 2, 1, 2]
+    found = supervised_contrastive(views, torch.tensor(y), temperature=t)
+    z = [(row / row.norm()).tolist() for view in views for row in view.double()]
+    labels = y * count
+    for u, row in enumerate(z):
+        s = [sum(a * b for a, b in zip(row, other, strict=True)) / t for other in z]
+        every = sum(math.exp(s[k]) for k in range(len(z)) if k != u)
+        friends = [p for p in range(len(z)) if p != u and labels[p] == labels[u]]
+        expected = sum(-math.log(math.exp(s[p]) / every) for p in friends) / len(friends)
+        assert found[u].item() == pytest.approx(expected, rel=2e-5, abs=2e-5)
+
+
+def test_supervised_contrastive_with_every_image_its_own_class_is_nt_xent() -> None:
+    views = embeddings(2)
+    found = supervised_contrastive(views, torch.arange(5), temperature=0.5)
+    assert torch.allclose(found, contrastive(views, temperature=0.5), atol=1e-5)
+
+
+def test_supervised_contrastive_refuses_one_image() -> None:
+    with pytest.raises(UsageError, match="at least two images"):
+        supervised_contrastive(embeddings(2, n=1), torch.zeros(1, dtype=torch.int64), temperature=0.5)
 
 
 @pytest.mark.parametrize("n", [2, 7])

@@ -22,7 +22,8 @@ LINF = ThreatModel.parse("linf-0.1")
 AT = Moment(0, 10, LINF)
 N = 8
 ALL = pytest.mark.parametrize("name", METHODS.rows)
-SMALL = {"simclr": {"hidden": 32, "dimensions": 16}, "rocl": {"hidden": 32, "dimensions": 16}}
+PROJECTS = ("simclr", "supcon", "rocl")  # methods with a projector
+SMALL = {name: {"hidden": 32, "dimensions": 16} for name in PROJECTS}
 
 
 def images(seed: int) -> Tensor:
@@ -121,7 +122,9 @@ def test_self_supervised_methods_read_no_labels(name: str) -> None:
     state = {key: value.clone() for key, value in nets.state_dict().items()}
     first = total(method.terms(nets, batch, AT))
     nets.load_state_dict(state)
-    other = total(method.terms(nets, dataclasses.replace(batch_for(method), y=(batch.y + 1) % 4), AT))
+    other = total(
+        method.terms(nets, dataclasses.replace(batch_for(method), y=batch.y // 2), AT)
+    )  # other classes, not renamed ones
     assert bool(first == other) == (not method.supervised)
 
 
@@ -278,9 +281,6 @@ def test_negatives_come_from_the_whole_batch_unless_groups_are_asked_for(groups:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"temperature": 0.0}, "temperature must be above 0"),
-        ({"temperature": -1.0}, "temperature must be above 0"),
-        ({"temperature": float("nan")}, "temperature must be above 0"),
         ({"attack_temperature": 0.0}, "attack_temperature must be above 0"),
         ({"attack_temperature": float("inf")}, "attack_temperature must be above 0"),
         ({"regularise": -1.0}, "regularise must be"),
@@ -295,6 +295,13 @@ def test_negatives_come_from_the_whole_batch_unless_groups_are_asked_for(groups:
 def test_rocl_refuses_options_that_mean_nothing(options: dict[str, Any], expected: str) -> None:
     with pytest.raises(UsageError, match=expected):
         method_for("rocl", options)
+
+
+@pytest.mark.parametrize("name", PROJECTS)
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_temperature_that_cannot_divide_is_refused(name: str, temperature: float) -> None:
+    with pytest.raises(UsageError, match="temperature must be above 0"):
+        method_for(name, {"temperature": temperature})
 
 
 @pytest.mark.parametrize("loss", ATTACK_LOSSES)
@@ -468,3 +475,18 @@ def test_pgd_at_crafts_in_the_mode_it_was_told(mode: str, passes: int) -> None:
 def test_pgd_at_refuses_an_unknown_mode() -> None:
     with pytest.raises(UsageError, match="eval"):
         method_for("pgd-at", {"attack_bn": "trian"})
+
+
+def test_supcon_is_its_loss_over_both_views() -> None:
+    method, nets = made("supcon")
+    batch = batch_for(method)
+    loss = method.terms(nets, batch, AT)["contrastive"]
+    with torch.no_grad():
+        z = torch.nn.functional.normalize(nets.project(torch.cat(batch.views)), dim=1)
+    y = batch.y.repeat(2)
+    found = []
+    for u in range(2 * N):
+        s = z[u] @ z.T / 0.1
+        others = torch.arange(2 * N) != u
+        found.append((s[others].logsumexp(0) - s[others & (y == y[u])]).mean())
+    assert loss.item() == pytest.approx(torch.stack(found).mean().item(), rel=1e-4)
