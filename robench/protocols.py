@@ -110,6 +110,15 @@ class Method(Protocol):
         trains: names of the networks that learn; all others are frozen and in eval mode.
         supervised: whether it reads labels.
         select: what picks the best epoch on the validation split: `clean`, `robust`, or `last` for no choice.
+
+    What else it may say of itself, as class attributes, properties or methods:
+
+        adversarial = True   it needs a threat; methods that select by `robust` do anyway.
+        fewest = 2           images it needs at each step, because it compares them.
+        finetunes = True     it wants a trained encoder, although it trains it further.
+        keeps = (NAME, ...)  heads to take along from an earlier stage or the encoder's checkpoint, instead of fresh ones.
+        exact = True         it is not stepped: `solve(nets, batches)` gets all training images, in parts of (x, y), sets the
+                             weights, and returns named numbers for the log.
     """
 
     @property

@@ -10,12 +10,12 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robench import checkpoint, data, files
 from robench.attacks.pgd import PGD
@@ -74,11 +74,11 @@ def train(run: Run, *, resume: bool = False, monitor: Monitor = unwatched) -> Ch
         held = held.take(slice(64))
     methods = [method_for(stage.method, stage.options) for stage in run.recipe.stage]
     _check_stages(run, methods, images)
+    nets = _initial_nets(run, images)
+    _with_heads(run, nets, methods[0], _State(), images)  # which may be refused, so before anything is written
     files.check_writable(run.folder)
     if not holds(run):
         mark(run)
-
-    nets = _initial_nets(run, methods, images)
     state, optimiser_state = _restored(run, nets, images) if resume else (_State(), None)
     while state.stage < len(methods):
         stage, method = run.recipe.stage[state.stage], methods[state.stage]
@@ -96,13 +96,17 @@ def _check_stages(run: Run, methods: list[Method], images: Images) -> None:
     for number, method in enumerate(methods):
         if method.select not in ("clean", "robust", "last"):
             raise UsageError(f"stage {number}: its method's `select` is {method.select!r}; use clean, robust or last")
-        if "encoder" in method.trains:
-            trained.add("encoder")
-        elif "encoder" not in trained:
+        builds = "encoder" in method.trains and not getattr(method, "finetunes", False)
+        if not builds and "encoder" not in trained and not run.steps:
+            does = "fine-tunes an encoder" if "encoder" in method.trains else "keeps the encoder as it is"
             raise UsageError(
-                f"stage {number} ({run.recipe.stage[number].method}) keeps the encoder as it is, and nothing has trained one: "
+                f"stage {number} ({run.recipe.stage[number].method}) {does}, and nothing has trained one: "
                 "name a checkpoint with --encoder, or put a stage before it"
             )
+        if "encoder" in method.trains:
+            trained.add("encoder")
+        if getattr(method, "exact", False):
+            _check_exact(number, run.recipe.stage[number])
         if min(run.recipe.stage[number].batch, len(images)) < (fewest := getattr(method, "fewest", 1)):
             raise UsageError(
                 f"stage {number} ({run.recipe.stage[number].method}) compares images with each other and needs at least "
@@ -127,7 +131,16 @@ def _check_stages(run: Run, methods: list[Method], images: Images) -> None:
         )
 
 
-def _initial_nets(run: Run, methods: list[Method], images: Images) -> Nets:
+def _check_exact(number: int, stage: Stage) -> None:
+    """A stage that is solved at once has no use for epochs and cannot see more than one view of an image."""
+    if stage.epochs != 1 or stage.augment.name != "none":
+        raise UsageError(
+            f"stage {number} ({stage.method}) computes features once and solves the rest at once: "
+            f"--set stage.{number}.epochs=1 --set stage.{number}.augment.name=none"
+        )
+
+
+def _initial_nets(run: Run, images: Images) -> Nets:
     """Networks before the first stage: random by the seed, or with the given encoder."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(run.seed, "encoder"))
@@ -138,13 +151,37 @@ def _initial_nets(run: Run, methods: list[Method], images: Images) -> Nets:
 
 
 def _with_heads(run: Run, nets: Nets, method: Method, state: _State, images: Images) -> Nets:
-    """Add the heads of a stage that is about to begin; a stage that goes on has them already."""
+    """Add the heads of a stage that is about to begin; a stage that goes on has them already.
+
+    A head that the method keeps, such as a projector, is that of an earlier stage or of the given encoder's checkpoint,
+    where there is one.
+    """
     if state.epoch == 0:
+        keeps = getattr(method, "keeps", ())
+        given = run.encoder.load().parts if run.encoder and keeps else nn.ModuleDict()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(run.seed, "heads", state.stage))
             for name, head in method.heads(nets.encoder.features, images.classes).items():
+                for parts in (given, nets.parts) if name in keeps else ():
+                    if name in parts:
+                        head.load_state_dict(_fitting(parts[name], head, name, state.stage))
                 nets.parts[name] = head.to(run.device)
     return nets
+
+
+def _fitting(old: nn.Module, new: nn.Module, name: str, stage: int) -> dict[str, Tensor]:
+    """The weights of a head that is taken along.
+
+    Raises:
+        CheckpointError: if it has another shape than the stage's own.
+    """
+    theirs, ours = ({key: tuple(t.shape) for key, t in part.state_dict().items()} for part in (old, new))
+    if theirs != ours:
+        raise CheckpointError(
+            f"the {name} that the encoder comes with has the shapes {sorted(theirs.values())}, and stage {stage} wants "
+            f"{sorted(ours.values())}: set stage.{stage}.options as in the recipe that trained it"
+        )
+    return old.state_dict()
 
 
 def _run_stage(
@@ -172,7 +209,10 @@ def _run_stage(
         (run.folder / "best.json").unlink(missing_ok=True)
     saved = time.monotonic()
     while state.epoch < epochs:
-        means = _run_epoch(run, nets, stage, method, kept, state, epochs, optimiser, monitor)
+        if getattr(method, "exact", False):
+            means = _solve(run, nets, stage, method, kept, state, monitor)
+        else:
+            means = _run_epoch(run, nets, stage, method, kept, state, epochs, optimiser, monitor)
         state.epoch += 1
         row: dict[str, Any] = {"stage": state.stage, "method": stage.method, "epoch": state.epoch, **means}
         last = state.epoch == epochs
@@ -258,6 +298,28 @@ def _run_epoch(
             f"The last good state is kept; try --set stage.{state.stage}.optimiser.lr={stage.optimiser.lr / 2:g}"
         )
     return means
+
+
+def _solve(
+    run: Run, nets: Nets, stage: Stage, method: Any, kept: Images, state: _State, monitor: Monitor
+) -> dict[str, float]:
+    """A stage whose method finds its weights at once; returns what it measured."""
+    count = min(len(kept), run.steps * stage.batch) if run.steps else len(kept)
+    began = time.perf_counter()
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for first in range(0, count, stage.batch):
+            part = slice(first, min(first + stage.batch, count))
+            yield kept.x(part), kept.y[part]
+            monitor(Progress(_title(state, stage), part.stop, count + 1))
+
+    nets.eval()
+    found: dict[str, float] = method.solve(nets, batches())
+    shown = {name: f"{value:.3g}" for name, value in found.items()}
+    if run.steps:
+        shown[FULL] = duration((time.perf_counter() - began) / count * len(kept))
+    monitor(Progress(_title(state, stage), count + 1, count + 1, shown))
+    return found
 
 
 def duration(seconds: float) -> str:

@@ -22,7 +22,7 @@ LINF = ThreatModel.parse("linf-0.1")
 AT = Moment(0, 10, LINF)
 N = 8
 ALL = pytest.mark.parametrize("name", METHODS.rows)
-PROJECTS = ("simclr", "supcon", "rocl")  # methods with a projector
+PROJECTS = ("simclr", "supcon", "rocl", "finetune-at-ss")  # methods with a projector
 SMALL = {name: {"hidden": 32, "dimensions": 16} for name in PROJECTS}
 
 
@@ -441,7 +441,10 @@ def test_trades_without_a_ball_is_standard_training(mode: str) -> None:
     assert terms["kl"].item() == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["pgd-at", "trades", "robust-linear"])
+FINETUNES = ("finetune-at", "finetune-trades", "finetune-at-ss")
+
+
+@pytest.mark.parametrize("name", ["pgd-at", "trades", "robust-linear", *FINETUNES])
 def test_a_harder_threat_costs_more(name: str) -> None:
     method, nets = made(name)
     nets.eval()
@@ -490,3 +493,81 @@ def test_supcon_is_its_loss_over_both_views() -> None:
         others = torch.arange(2 * N) != u
         found.append((s[others].logsumexp(0) - s[others & (y == y[u])]).mean())
     assert loss.item() == pytest.approx(torch.stack(found).mean().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("bn", ["train", "frozen"])
+@pytest.mark.parametrize("name", FINETUNES)
+def test_fine_tuning_moves_running_statistics_unless_it_is_told_not_to(name: str, bn: str) -> None:
+    # the released code's attack leaves the model in eval mode, so that its fine-tuning never moved them
+    method, nets = made(name, bn=bn)
+    before = {key: value.clone() for key, value in nets.named_buffers()}
+    loss = total(method.terms(nets, batch_for(method), AT))
+    moved = [key for key, value in nets.named_buffers() if not torch.equal(value, before[key])]
+    assert bool(moved) == (bn == "train")
+    assert all(module.training for module in nets.encoder.modules())
+    loss.backward()  # the weights of the norms learn either way
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in nets.encoder.parameters())
+
+
+@pytest.mark.parametrize("name", FINETUNES)
+def test_frozen_norms_compute_what_eval_mode_computes(name: str) -> None:
+    method, nets = made(name, bn="frozen")
+    found = total(method.terms(nets, batch_for(method), AT)).item()
+    nets.eval()
+    assert total(method.terms(nets, batch_for(method), AT)).item() == pytest.approx(found, rel=1e-6)
+
+
+@pytest.mark.parametrize(("name", "base"), [("finetune-at", "pgd-at"), ("finetune-trades", "trades")])
+def test_fine_tuning_is_adversarial_training_of_a_trained_encoder(name: str, base: str) -> None:
+    losses = []
+    for each in (name, base):
+        method, nets = made(each)
+        losses.append(total(method.terms(nets, batch_for(method), AT)).item())
+    assert losses[0] == losses[1]
+    assert method_for(name, {}).finetunes  # type: ignore[attr-defined]
+
+
+def test_fine_tuning_with_a_self_supervised_loss_is_its_formula() -> None:
+    method, nets = made("finetune-at-ss", weight=0.5)
+    nets.eval()
+    batch = batch_for(method)
+    x, view = batch.views
+    terms = method.terms(nets, batch, AT)
+    plain = method_for("finetune-at", {})
+    adv = plain.terms(nets, dataclasses.replace(batch_for(method), views=(x,)), AT)["ce"]
+    ce = [cross_entropy(nets(part), batch.y).mean() for part in (x, view)]
+    assert terms["ce"].item() == pytest.approx((sum(ce) + adv).item() / 3, rel=1e-5)
+    # both views of every image: half of the anchors would do for a loss on the adversarial half alone
+    expected = log_softmax_sum(nets.project(torch.cat([x, view])), N, 0.5) / (2 * N)
+    assert terms["contrastive"].item() == pytest.approx(0.5 * expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("finetune-at", {"bn": "eval"}, "'eval' is not one of 'train', 'frozen'"),
+        ("finetune-at-ss", {"weight": -1.0}, "weight must be"),
+        ("linear", {"solver": "lbfgs"}, "'lbfgs' is not one of 'sgd', 'exact'"),
+        ("linear", {"solver": "exact", "weight_decay": 0.0}, "weight_decay must be"),
+        ("linear", {"weight_decay": 1e-3}, "is for solver"),
+    ],
+    ids=str,
+)
+def test_protocols_refuse_options_that_mean_nothing(name: str, options: dict[str, Any], expected: str) -> None:
+    with pytest.raises(UsageError, match=expected):
+        method_for(name, options)
+
+
+def test_an_exact_head_has_no_gradient_left() -> None:
+    method, nets = made("linear", solver="exact", weight_decay=1e-3)
+    nets.eval()
+    x, y = torch.cat([images(seed) for seed in range(4)]), torch.arange(4 * N) % 4
+    found = method.solve(nets, [(x[:20], y[:20]), (x[20:], y[20:])])
+    head = nets.parts["head"].double().requires_grad_(True)
+    with torch.no_grad():
+        features = nets.features(x).double()
+    loss = cross_entropy(head(features), y).mean()
+    (loss + 5e-4 * head.weight.square().sum()).backward()
+    assert max(p.grad.abs().max() for p in head.parameters()) < 1e-6  # weights are stored in float32
+    assert found["ce"] == pytest.approx(loss.item(), rel=1e-5)
+    assert found["gradient"] <= 1e-7

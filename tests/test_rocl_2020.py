@@ -149,7 +149,7 @@ def initial(run: Run) -> Weights:
     """The weights a run begins with."""
     images = data.load("digits", Split.TRAIN, Path())
     method = method_for("rocl", run.recipe.stage[0].options)
-    nets = _with_heads(run, _initial_nets(run, [method], images), method, State(), images)
+    nets = _with_heads(run, _initial_nets(run, images), method, State(), images)
     return {key: value.clone() for key, value in nets.state_dict().items() if value.is_floating_point()}
 
 

@@ -535,3 +535,121 @@ def test_a_batch_in_which_nothing_can_be_compared_is_refused(
     with pytest.raises(UsageError, match=rf"at least {fewest} a step, not 1: --set stage\.0\.batch={fewest}"):
         train(Run(tiny(name, **{**changes, "stage__0__batch": 1}), tmp_path / "run"), monitor=after(0))
     assert not written(tmp_path)
+
+
+# protocols on an encoder
+
+HEADS = {"hidden": 16, "dimensions": 8}
+
+
+@pytest.fixture(scope="module")
+def projected(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """An encoder that comes with a projector."""
+    recipe_ = tiny("simclr-digits", stage__0__epochs=1, stage__0__options=HEADS, stage__1__epochs=1)
+    return train(Run(recipe_, tmp_path_factory.mktemp("projected") / "run"))
+
+
+def protocol(method: str, **changes: Any) -> Recipe:
+    return tiny(threat="linf-0.1", stage__0__method=method, **changes)
+
+
+@pytest.mark.parametrize("method", ["finetune-at", "finetune-trades", "finetune-at-ss"])
+def test_fine_tuning_wants_a_trained_encoder(method: str, projected: Checkpoint, tmp_path: Path) -> None:
+    options = HEADS if method == "finetune-at-ss" else {}
+    asked = protocol(method, stage__0__options=options, stage__0__epochs=1)
+    with pytest.raises(UsageError, match=rf"stage 0 \({method}\) fine-tunes an encoder, and nothing has trained one"):
+        train(Run(asked, tmp_path / "without"))
+    made = train(Run(asked, tmp_path / "run", encoder=projected))
+    before, after_ = projected.load().encoder.state_dict(), made.load().encoder.state_dict()
+    assert not any(torch.equal(before[key], after_[key]) for key in before if key.endswith("weight"))
+
+
+@pytest.mark.parametrize("bn", ["train", "frozen"])
+def test_frozen_norms_keep_the_statistics_the_encoder_came_with(bn: str, projected: Checkpoint, tmp_path: Path) -> None:
+    asked = protocol("finetune-at", stage__0__options={"bn": bn}, stage__0__epochs=1)
+    made = train(Run(asked, tmp_path / "run", encoder=projected))
+    before, after_ = projected.load().encoder.state_dict(), made.load().encoder.state_dict()
+    still = [torch.equal(before[key], after_[key]) for key in before if "running" in key]
+    assert still == [bn == "frozen"] * len(still)
+
+
+def test_the_projector_of_the_encoder_is_taken_along(projected: Checkpoint, tmp_path: Path) -> None:
+    # at a rate of zero nothing moves, so it can be seen where the projector came from
+    asked = protocol("finetune-at-ss", stage__0__options=HEADS, stage__0__epochs=1, stage__0__optimiser__lr=0.0)
+    given, fresh = (
+        train(Run(asked, tmp_path / name, encoder=encoder_)).load().parts["projector"].state_dict()
+        for name, encoder_ in (("given", projected), ("fresh", plain_encoder(tmp_path)))
+    )
+    theirs = projected.load().parts["projector"].state_dict()
+    assert all(torch.equal(given[key], theirs[key]) for key in theirs)
+    assert not any(torch.equal(fresh[key], theirs[key]) for key in theirs)
+
+
+def plain_encoder(folder: Path) -> Checkpoint:
+    return train(Run(tiny(stage__0__epochs=1), folder / "plain"))
+
+
+def test_the_projector_of_an_earlier_stage_is_taken_along(tmp_path: Path) -> None:
+    changes = {
+        "threat": "linf-0.1",
+        "stage__0__epochs": 1,
+        "stage__0__options": HEADS,
+        "stage__1__method": "finetune-at-ss",
+        "stage__1__options": HEADS,
+        "stage__1__epochs": 1,
+        "stage__1__optimiser__lr": 0.0,
+    }
+    run = Run(tiny("simclr-digits", **changes), tmp_path / "run")
+    with pytest.raises(StoppedError):
+        train(run, monitor=after(3))
+    first = load_file(run.folder / "last.safetensors")
+    train(run, resume=True)
+    last = load_file(run.folder / "last.safetensors")
+    projectors = [key for key in first if "projector" in key]
+    assert projectors
+    assert all(torch.equal(first[key], last[key]) for key in projectors)
+
+
+def test_a_projector_of_another_shape_is_refused(projected: Checkpoint, tmp_path: Path) -> None:
+    asked = protocol("finetune-at-ss", stage__0__options={"hidden": 32, "dimensions": 8})
+    with pytest.raises(CheckpointError, match=r"the projector that the encoder comes with .*stage\.0\.options"):
+        train(Run(asked, tmp_path / "run", encoder=projected), monitor=after(0))
+    assert not written(tmp_path)
+
+
+def exact(**changes: Any) -> Recipe:
+    return tiny(stage__0__method="linear", stage__0__options={"solver": "exact"}, stage__0__epochs=1, **changes)
+
+
+def test_an_exact_head_depends_on_neither_batch_nor_seed(encoder: Checkpoint, tmp_path: Path) -> None:
+    heads = []
+    for number, (batch, seed) in enumerate([(64, 0), (237, 1)]):
+        asked = exact(stage__0__batch=batch, stage__0__augment={"name": "none"})
+        made = train(Run(asked, tmp_path / str(number), encoder=encoder, seed=seed))
+        heads.append(made.load().parts["head"].state_dict())
+        assert made.metrics["gradient"] <= 1e-7
+    assert torch.allclose(heads[0]["weight"], heads[1]["weight"], atol=1e-4)
+
+
+def test_an_exact_head_is_at_least_as_good_on_its_images_as_a_stepped_one(encoder: Checkpoint, tmp_path: Path) -> None:
+    small = {"stage__0__augment": {"name": "none"}}
+    solved = train(Run(exact(**small), tmp_path / "exact", encoder=encoder))
+    stepped = train(Run(linear(stage__0__epochs=5, **small), tmp_path / "sgd", encoder=encoder))
+    assert solved.metrics["ce"] < stepped.metrics["ce"]
+
+
+@pytest.mark.parametrize("changes", [{"stage__0__epochs": 2}, {"stage__0__augment": {"name": "crop-flip"}}], ids=str)
+def test_an_exact_head_has_no_use_for_epochs_or_views(
+    changes: dict[str, Any], encoder: Checkpoint, tmp_path: Path
+) -> None:
+    asked = {"stage__0__augment": {"name": "none"}, "stage__0__epochs": 1, "stage__0__method": "linear", **changes}
+    with pytest.raises(UsageError, match=r"--set stage\.0\.epochs=1 --set stage\.0\.augment\.name=none"):
+        train(Run(tiny(stage__0__options={"solver": "exact"}, **asked), tmp_path / "run", encoder=encoder))
+    assert not written(tmp_path)
+
+
+def test_a_smoke_run_needs_no_trained_encoder(tmp_path: Path) -> None:
+    for method in ("linear", "robust-linear", "finetune-at"):
+        told: list[Progress] = []
+        train(Run(protocol(method), tmp_path / method, steps=2), monitor=told.append)
+        assert told[-1].values[FULL]

@@ -43,16 +43,17 @@ class SimCLR:
 
     def heads(self, features: int, classes: int) -> dict[str, nn.Module]:
         """The projector."""
-        return {
-            "projector": nn.Sequential(
-                nn.Linear(features, self.hidden), nn.ReLU(), nn.Linear(self.hidden, self.dimensions)
-            )
-        }
+        return {"projector": projector(features, self.hidden, self.dimensions)}
 
     def terms(self, nets: Nets, batch: Batch, at: Moment) -> dict[str, Tensor]:
         """`contrastive`: the mean NT-Xent over both views as anchors."""
         z = nets.project(torch.cat(batch.views)).chunk(2)
         return {"contrastive": contrastive(z, temperature=self.temperature).mean()}
+
+
+def projector(features: int, hidden: int, dimensions: int) -> nn.Module:
+    """Two layers with biases, from features to embeddings."""
+    return nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, dimensions))
 
 
 def check_temperature(name: str, temperature: float) -> None:
