@@ -130,6 +130,8 @@ class Stage:
         schedule: how the learning rate moves.
         augment: what `augmented` means for the method's views.
         options: the method's own fields.
+        probe: after how many epochs to look at the features of a stage that trains no classifier, by nearest neighbours and
+            a ridge classifier on the validation split (and after its last epoch); 0 for never. Nothing depends on it.
     """
 
     method: str
@@ -139,9 +141,12 @@ class Stage:
     schedule: Schedule = field(default_factory=Schedule)
     augment: Augment = field(default_factory=Augment)
     options: Mapping[str, Any] = field(default_factory=dict)
+    probe: int = 10
 
     def __post_init__(self) -> None:
         """Refuse stages that train nothing."""
+        if self.probe < 0:
+            raise UsageError(f"stage {self.method!r}: probe ({self.probe}) is a number of epochs, or 0 for never")
         if self.epochs < 1 or self.batch < 1:
             raise UsageError(
                 f"stage {self.method!r}: epochs ({self.epochs}) and batch ({self.batch}) must be at least 1"
@@ -175,12 +180,13 @@ class Recipe:
         name: of the recipe, and by default of the run.
         summary: one line for `robench list recipes`.
         group: how tables group it: `supervised` or `self-supervised`.
-        dataset: a registered data set.
+        dataset: a registered data set; `resize = 32` beside it in TOML is short for `@resize=32` after it.
         model: a registered encoder.
         stages: what happens, in order; `[[stage]]` in TOML.
         threat: what it trains against, if anything.
         normalise: whether the model begins by normalising pixels.
         validation: training images held out for every choice made while training.
+        labels: the share of labels that stages may read which read labels, in (0, 1]; the same share of every class.
         source: the paper.
         differs: where this recipe departs from it.
         published: the paper's figures.
@@ -195,6 +201,7 @@ class Recipe:
     threat: ThreatModel | None = None
     normalise: bool = False
     validation: int = 1000
+    labels: float = 1.0
     source: str = ""
     differs: tuple[str, ...] = ()
     published: tuple[Published, ...] = ()
@@ -203,6 +210,8 @@ class Recipe:
         """Refuse recipes without stages and names nobody knows."""
         if not self.stage:
             raise UsageError(f"recipe {self.name!r} has no [[stage]]")
+        if not 0 < self.labels <= 1:
+            raise UsageError(f"labels must be a share above 0 and up to 1, such as 0.1 or 1/100, not {self.labels:g}")
         DATASETS.entry(self.dataset)
         MODELS.entry(self.model)
         for stage in self.stage:
@@ -251,6 +260,9 @@ def load(name: str, changes: Iterable[tuple[str, Any]] = ()) -> Recipe:
     table = copy.deepcopy(read(name))
     for path, value in changes:
         assign(table, path, value)
+    size = table.pop("resize", None)
+    if size is not None:
+        table["dataset"] = f"{table.get('dataset', '')}{',' if '@' in str(table.get('dataset')) else '@'}resize={size}"
     try:
         return build(Recipe, table)
     except UsageError as error:

@@ -28,6 +28,7 @@ from robench.methods import method_for
 from robench.models import Nets
 from robench.noise import ImageGenerator, permutation, seed_of
 from robench.optimiser import optimiser_for
+from robench.probe import probe
 from robench.protocols import Batch, Method, Moment, Monitor, Progress, unwatched
 from robench.provenance import provenance
 from robench.recipe import Recipe, Stage
@@ -72,6 +73,7 @@ def train(run: Run, *, resume: bool = False, monitor: Monitor = unwatched) -> Ch
     kept, held = kept.to(run.device), held.to(run.device) if held else None
     if run.steps and held:
         held = held.take(slice(64))
+    few = data.labelled(kept, run.recipe.labels, run.seed)
     methods = [method_for(stage.method, stage.options) for stage in run.recipe.stage]
     _check_stages(run, methods, images)
     nets = _initial_nets(run, images)
@@ -83,7 +85,8 @@ def train(run: Run, *, resume: bool = False, monitor: Monitor = unwatched) -> Ch
     while state.stage < len(methods):
         stage, method = run.recipe.stage[state.stage], methods[state.stage]
         nets = _with_heads(run, nets, method, state, images)
-        _run_stage(run, nets, stage, method, kept, held, state, optimiser_state, monitor)
+        sets = few if method.supervised else kept, few, held
+        _run_stage(run, nets, stage, method, sets, state, optimiser_state, monitor)
         optimiser_state = None
         state.stage, state.epoch, state.best = state.stage + 1, 0, -1.0
     (run.folder / "state.pt").unlink(missing_ok=True)
@@ -118,17 +121,24 @@ def _check_stages(run: Run, methods: list[Method], images: Images) -> None:
                 f"stage {number} ({run.recipe.stage[number].method}) needs a threat: --set threat=linf-8/255"
             )
     if run.encoder and (run.encoder.recipe.model, run.encoder.shape) != (run.recipe.model, images.shape):
-        theirs = f"{run.encoder.recipe.model} for {'x'.join(map(str, run.encoder.shape))} images"
-        ours = f"{run.recipe.model} for {'x'.join(map(str, images.shape))} images"
-        raise CheckpointError(
-            f"the encoder of {run.encoder.name} is {theirs}; this recipe wants {ours}. "
-            f"Use --model {run.encoder.recipe.model} --dataset {run.encoder.recipe.dataset}"
-        )
+        raise CheckpointError(_unfit(run, run.encoder, images))
     if run.encoder and run.encoder.recipe.normalise != run.recipe.normalise:
         raise CheckpointError(
             f"the encoder of {run.encoder.name} was trained with normalise={run.encoder.recipe.normalise}; "
             f"--set normalise={str(run.encoder.recipe.normalise).lower()}"
         )
+
+
+def _unfit(run: Run, encoder: Checkpoint, images: Images) -> str:
+    """Why an encoder cannot be put before a recipe's heads, and what to change."""
+    model, size = encoder.recipe.model, encoder.shape[1]
+    theirs = f"{model} for {'x'.join(map(str, encoder.shape))} images"
+    ours = f"{run.recipe.model} for {'x'.join(map(str, images.shape))} images"
+    ways = [f"--model {model}"] if model != run.recipe.model else []
+    if encoder.shape != images.shape:
+        can = encoder.shape[0] == images.shape[0] and encoder.shape[1] == encoder.shape[2]
+        ways.append(f"--resize {size}" if can else f"--dataset {encoder.recipe.dataset}")
+    return f"the encoder of {encoder.name} is {theirs}; this recipe wants {ours}. Use {' '.join(ways)}"
 
 
 def _check_exact(number: int, stage: Stage) -> None:
@@ -189,13 +199,16 @@ def _run_stage(
     nets: Nets,
     stage: Stage,
     method: Method,
-    kept: Images,
-    held: Images | None,
+    sets: tuple[Images, Images, Images | None],
     state: _State,
     optimiser_state: dict[str, Any] | None,
     monitor: Monitor,
 ) -> None:
-    """Train one stage from `state.epoch` to its end, saving as it goes."""
+    """Train one stage from `state.epoch` to its end, saving as it goes.
+
+    `sets` are the images to train on, those of them whose labels may be read, and those held out.
+    """
+    kept, few, held = sets
     learning = [p for name in method.trains for p in nets.named(name).parameters()]
     optimiser = optimiser_for(stage.optimiser, learning)
     if optimiser_state is not None:
@@ -218,6 +231,8 @@ def _run_stage(
         last = state.epoch == epochs
         if held is not None and "head" in nets.parts:
             row |= validate(nets, held, run.recipe.threat if method.select == "robust" else None, seed=run.seed)
+        if held is not None and "head" not in method.trains and _due(stage, state.epoch, last):
+            row |= probe(nets, few.take(slice(8 * len(held))) if run.steps else few, held)
         state.log.append(row)
         reached = Checkpoint(
             folder=run.folder,
@@ -243,6 +258,11 @@ def _run_stage(
             files.write(run.folder / "metrics.jsonl", lines.encode())
             _save_state(run, nets, optimiser, state)
             saved = time.monotonic()
+
+
+def _due(stage: Stage, epoch: int, last: bool) -> bool:
+    """Whether to look at the features after this epoch."""
+    return stage.probe > 0 and (last or epoch % stage.probe == 0)
 
 
 def _run_epoch(

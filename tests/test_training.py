@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from PIL import Image
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from robench import data, files, recipe, training
@@ -20,6 +21,7 @@ from robench.models import Nets
 from robench.protocols import Batch, Moment, Progress
 from robench.recipe import Recipe
 from robench.run import Run, finished
+from robench.spec import assignment
 from robench.training import FULL, duration, train
 
 Terms = dict[str, Tensor]
@@ -653,3 +655,138 @@ def test_a_smoke_run_needs_no_trained_encoder(tmp_path: Path) -> None:
         told: list[Progress] = []
         train(Run(protocol(method), tmp_path / method, steps=2), monitor=told.append)
         assert told[-1].values[FULL]
+
+
+# few labels, and looks at what has none
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_stages_that_read_labels_get_the_share_they_may_read(tmp_path: Path) -> None:
+    SEEN.clear()
+    few = tiny(stage__0__method="test_training:Recorder", stage__0__epochs=1, labels=0.2, stage__0__batch=8)
+    train(Run(few, tmp_path / "run", seed=3))
+    kept, _ = data.hold_out(data.load("digits", Split.TRAIN, Path()), 1200)
+    allowed = {bytes(image.numpy()) for image in data.labelled(kept, 0.2, 3).pixels}
+    seen = {bytes(image.numpy()) for batch in SEEN for image in (batch * 255).round().to(torch.uint8)}
+    assert seen <= allowed
+    assert len(allowed) < 60
+
+
+@dataclass(frozen=True)
+class LabelFree(Recorder):
+    """A method that says it reads no labels."""
+
+    supervised: ClassVar[bool] = False
+
+
+def test_stages_that_read_no_labels_get_every_image(tmp_path: Path) -> None:
+    SEEN.clear()
+    few = tiny(stage__0__method="test_training:LabelFree", stage__0__epochs=1, stage__0__batch=79, labels=0.2)
+    train(Run(few, tmp_path / "run"))
+    assert sum(map(len, SEEN)) == 237
+
+
+@pytest.mark.parametrize("labels", [0.0, -0.1, 1.5, float("nan")])
+def test_a_share_of_labels_is_above_0_and_up_to_1(labels: float) -> None:
+    with pytest.raises(UsageError, match="labels must be a share above 0 and up to 1"):
+        tiny(labels=labels)
+
+
+def test_a_share_of_labels_that_leaves_a_class_empty_leaves_no_files(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"labels=0\.01 leaves no image of class"):
+        train(Run(tiny(labels=0.01), tmp_path / "run"), monitor=after(0))
+    assert not written(tmp_path)
+
+
+def test_stages_without_a_classifier_are_looked_at_now_and_then(tmp_path: Path) -> None:
+    train(Run(tiny("simclr-digits", stage__0__epochs=5, stage__0__probe=2, stage__1__epochs=2), tmp_path / "run"))
+    rows = rows_of(tmp_path / "run")
+    looked = [(row["stage"], row["epoch"]) for row in rows if "validation knn" in row]
+    assert looked == [(0, 2), (0, 4), (0, 5)]
+    assert all({"validation knn", "validation ridge"} <= set(row) for row in rows if "validation knn" in row)
+    assert all(0 < row["validation knn"] <= 1 for row in rows if "validation knn" in row)
+
+
+def test_looking_changes_no_weight(tmp_path: Path) -> None:
+    made = [
+        train(Run(tiny("simclr-digits", stage__0__probe=every, stage__1__epochs=1), tmp_path / str(every)))
+        for every in (0, 1)
+    ]
+    assert made[0].sha256 == made[1].sha256
+    assert not any("validation knn" in row for row in rows_of(tmp_path / "0"))
+
+
+def test_looks_read_no_more_labels_than_training_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: list[int] = []
+
+    def counted(nets: Nets, kept: data.Images, held: data.Images) -> dict[str, float]:
+        counts.append(len(kept))
+        return {}
+
+    monkeypatch.setattr(training, "probe", counted)
+    train(Run(tiny("simclr-digits", stage__0__probe=1, stage__1__epochs=1, labels=0.2), tmp_path / "run"))
+    assert counts == [len(data.labelled(data.hold_out(data.load("digits", Split.TRAIN, Path()), 1200)[0], 0.2, 0))] * 2
+
+
+# encoders for other data
+
+
+def own_images(folder: Path, size: int, classes: int) -> str:
+    generator = torch.Generator().manual_seed(0)
+    for part in ("train", "test"):
+        for label in range(classes):
+            (folder / part / str(label)).mkdir(parents=True)
+            for number in range(3):
+                pixels = torch.randint(256, (size, size, 3), generator=generator).to(torch.uint8)
+                Image.fromarray(pixels.numpy()).save(folder / part / str(label) / f"{number}.png")
+    return f"imagefolder:{folder}"
+
+
+def test_a_head_for_other_classes_and_another_size(tmp_path: Path) -> None:
+    source = own_images(tmp_path / "source", 8, 2)
+    target = own_images(tmp_path / "target", 12, 3)
+    small = {"validation": 0, "stage__0__batch": 6, "stage__0__epochs": 1}
+    encoder_ = train(Run(tiny(dataset=source, **small), tmp_path / "encoder"))
+    with pytest.raises(
+        CheckpointError, match=r"is cnn@width=2 for 3x8x8 images; .* for 3x12x12 images\. Use --resize 8$"
+    ):
+        train(Run(linear(dataset=target, **small), tmp_path / "run", encoder=encoder_))
+    asked = linear(dataset=target, resize=8, **small)
+    made = train(Run(asked, tmp_path / "run", encoder=encoder_))
+    assert (made.shape, made.classes) == ((3, 8, 8), 3)
+    assert made.recipe.dataset == f"{target}@resize=8"
+    again = open_checkpoint("run", tmp_path)
+    assert data.load(again.recipe.dataset, Split.TEST, Path()).shape == again.shape
+    before, after_ = encoder_.load().encoder.state_dict(), again.load().encoder.state_dict()
+    assert all(torch.equal(before[key], after_[key]) for key in before)
+
+
+def test_a_size_cannot_mend_other_channels(encoder: Checkpoint, tmp_path: Path) -> None:
+    target = own_images(tmp_path / "target", 8, 2)
+    with pytest.raises(CheckpointError, match=r"Use --dataset digits$"):
+        train(Run(linear(dataset=target, validation=0), tmp_path / "run", encoder=encoder))
+
+
+def test_a_checkpoint_without_an_encoder_has_no_place_for_a_head(tmp_path: Path) -> None:
+    made = train(Run(tiny(stage__0__epochs=1), tmp_path / "made"))
+    tensors = {key: value for key, value in load_file(made.folder / "best.safetensors").items() if "encoder" not in key}
+    content = save(tensors)
+    (made.folder / "best.safetensors").write_bytes(content)
+    described = json.loads((made.folder / "best.json").read_text())
+    (made.folder / "best.json").write_text(json.dumps({**described, "sha256": files.sha256(content)}))
+    with pytest.raises(CheckpointError, match=r"best\.safetensors holds no encoder"):
+        train(Run(linear(), tmp_path / "run", encoder=open_checkpoint("made", tmp_path)))
+    assert not (tmp_path / "run").exists() or not written(tmp_path / "run")
+
+
+def test_python_is_not_toml_when_it_comes_to_no() -> None:
+    # in the released code any text, False too, is true
+    for text in ("False", "no", "0", "off"):
+        with pytest.raises(UsageError, match=r"nesterov: expected bool"):
+            recipe.load("standard-digits", [assignment(f"stage.0.optimiser.nesterov={text}")])
+    assert (
+        not recipe.load("standard-digits", [assignment("stage.0.optimiser.nesterov=false")]).stage[0].optimiser.nesterov
+    )
