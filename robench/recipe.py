@@ -218,6 +218,9 @@ class Recipe:
             METHODS.entry(stage.method)
 
 
+_OWN = ("name", "summary", "published")  # never taken from another recipe: they speak of that one alone
+
+
 def folder() -> Path:
     """Where the recipes that come with robench are: in the package, or beside it in a checkout."""
     inside = Path(__file__).parent / "baselines"
@@ -229,11 +232,18 @@ def names() -> list[str]:
     return sorted(path.stem for path in folder().glob("*.toml"))
 
 
-def read(name: str) -> dict[str, Any]:
+def read(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     """The table of a recipe, by its name or the path of a TOML file.
 
+    A recipe that begins with `like = "rocl"` has that recipe's keys wherever it gives none itself, all but its name, summary
+    and published figures. A table `change` then sets single values as `--set` does: `"stage.0.epochs" = 500`.
+
+    Args:
+        name: of the recipe; `like` may also name a TOML file, by its path from where robench runs.
+        above: the recipes that led here through `like`.
+
     Raises:
-        UsageError: if there is no such recipe, or it is not TOML.
+        UsageError: if there is no such recipe, it is not TOML, or it is like itself.
     """
     path = Path(name) if name.endswith(".toml") else folder() / f"{name}.toml"
     if not path.is_file():
@@ -244,7 +254,24 @@ def read(name: str) -> dict[str, Any]:
         table = tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not TOML: {error}") from error
-    return {"name": path.stem, **table}
+    return {"name": path.stem, **_completed(table, (*above, name))}
+
+
+def _completed(table: dict[str, Any], chain: tuple[str, ...]) -> dict[str, Any]:
+    """A table with the keys of the recipe it is like, and its changes made."""
+    base, changes = table.pop("like", None), table.pop("change", {})
+    if base in chain:
+        raise UsageError(f"recipe {chain[0]} is like itself: {' -> '.join((*chain, base))}; take one `like` away")
+    if base is not None and not isinstance(base, str):
+        raise UsageError(f'recipe {chain[-1]}: like: expected the name of a recipe, such as "rocl", not {base!r}')
+    if not isinstance(changes, dict):
+        raise UsageError(f'recipe {chain[-1]}: change: expected a table such as {{ "stage.0.epochs" = 500 }}')
+    if base is not None:
+        inherited = {key: value for key, value in read(base, chain).items() if key not in _OWN}
+        table = {**inherited, **table}
+    for path, value in changes.items():
+        assign(table, path, value)
+    return table
 
 
 def load(name: str, changes: Iterable[tuple[str, Any]] = ()) -> Recipe:
