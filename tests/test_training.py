@@ -566,6 +566,13 @@ def test_fine_tuning_wants_a_trained_encoder(method: str, projected: Checkpoint,
     assert not any(torch.equal(before[key], after_[key]) for key in before if key.endswith("weight"))
 
 
+@pytest.mark.parametrize("method", ["robust-linear", "finetune-at", "finetune-trades"])
+def test_a_protocol_against_an_adversary_wants_a_threat(method: str, projected: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=rf"stage 0 \({method}\) needs a threat: --set threat=linf-8/255"):
+        train(Run(tiny(stage__0__method=method), tmp_path / "run", encoder=projected))
+    assert not written(tmp_path)
+
+
 @pytest.mark.parametrize("bn", ["train", "frozen"])
 def test_frozen_norms_keep_the_statistics_the_encoder_came_with(bn: str, projected: Checkpoint, tmp_path: Path) -> None:
     asked = protocol("finetune-at", stage__0__options={"bn": bn}, stage__0__epochs=1)
