@@ -306,7 +306,9 @@ def _run_epoch(
         if done == 1 < taken:
             began = time.perf_counter()  # the first step also warms up
         pace = (time.perf_counter() - began) / max(done - 1, 1)
-        shown = {**_shown(totals, done, state), "steps/s": f"{1 / max(pace, 1e-9):.2f}"}
+        shown = _shown(totals, done, state)
+        if done > 1 or taken == 1:
+            shown["steps/s"] = f"{1 / max(pace, 1e-9):.2f}"
         if run.steps:
             shown[FULL] = duration(pace / batch_size * len(kept) * stage.epochs)
         monitor(Progress(_title(state, stage), state.epoch * taken + done, epochs * taken, shown))
