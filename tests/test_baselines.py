@@ -1,6 +1,7 @@
 """Every recipe that comes with robench runs, in small; and the rows of RoCL's table 1 are all there."""
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from robench import recipe
 from robench.checkpoint import Checkpoint
 from robench.cli import SMOKE_BATCH, SMOKE_STEPS
 from robench.methods import method_for
+from robench.methods.rocl import RoCL
 from robench.protocols import Progress
 from robench.run import Run
 from robench.training import FULL, smoke, train
@@ -105,3 +107,23 @@ def test_suspect_figures_say_why() -> None:
     ]
     assert len(notes) > 50
     assert all(len(note.partition("suspect: ")[2]) > 20 for note in notes)
+
+
+def test_the_page_on_training_names_recipes_that_are_there() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "training.md").read_text()
+    named = {name for pair in re.findall(r"robench train ([\w-]+)(?:.*--encoder\s+([\w-]+))?", page) for name in pair}
+    assert len(named) > 12
+    assert named - {"", "NAME"} <= set(recipe.names())
+
+
+def test_the_page_on_training_says_what_the_presets_are() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "training.md").read_text()
+    rows = re.findall(r"^\| `(\w+)`.*?\| (.*?) \| (.*?) \|", page, re.MULTILINE)
+    options = {name: values for name, *values in rows if name in RoCL.__dataclass_fields__}
+    assert len(options) == 10
+    for number, preset in enumerate(("rocl", "rocl-2020")):
+        method: Any = method_for("rocl", recipe.load(preset).stage[0].options)
+        for name, values in options.items():
+            value = getattr(method, name)
+            shown = {None: "none", 1 / 256: "1/256"}.get(value, str(value).lower())
+            assert values[number].strip("`") == shown, name
