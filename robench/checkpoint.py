@@ -108,6 +108,8 @@ def restore(nets: Nets, content: bytes, what: str, *, only: str = "") -> None:
         hint = " (it is a web page)" if content.lstrip()[:1] == b"<" else ""
         raise CheckpointError(f"{what} is not a safetensors file{hint}: {error}") from None
     stored = {key: tensor for key, tensor in stored.items() if key.startswith(only)}
+    if not any(key.startswith("encoder.") for key in stored):
+        raise CheckpointError(f"{what} holds no encoder, so no head can stand on it; train one: robench train RECIPE")
     wanted = {key: tensor for key, tensor in nets.state_dict().items() if key.startswith(only)}
     for key in [*wanted, *stored]:
         have, want = stored.get(key), wanted.get(key)

@@ -96,6 +96,9 @@ def cli(traceback: bool) -> None:
 @click.argument("recipe")
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a recipe value: stage.0.epochs=2")
 @click.option("--dataset", help="Train on another data set: robench list datasets")
+@click.option(
+    "--resize", type=click.IntRange(min=1), metavar="N", help="Make the images NxN, as an encoder wants them."
+)
 @click.option("--model", help="Train another encoder: robench list models")
 @click.option("--encoder", metavar="CHECKPOINT", help="Start from the encoder of a trained checkpoint.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
@@ -112,6 +115,7 @@ def train(
     recipe: str,
     changes: Sequence[str],
     dataset: str | None,
+    resize: int | None,
     model: str | None,
     encoder: str | None,
     seed: int,
@@ -130,6 +134,7 @@ def train(
 
     pairs = [assignment(text) for text in changes]
     pairs += [("dataset", dataset)] if dataset else []
+    pairs += [("resize", resize)] if resize else []
     pairs += [("model", model)] if model else []
     wanted = recipes.load(recipe, pairs)
     words = re.sub(r"[^\w.-]+", "-", dataset or "")

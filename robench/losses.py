@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from robench.errors import UsageError
 
 Positives = Literal["per-pair", "in-log"]
+Distance = Literal["mse", "l1", "cosine"]
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
@@ -88,7 +89,7 @@ def contrastive(
     With two views both are NT-Xent.
 
     Args:
-        views: V embeddings (n, d), not normalised, row i of each from image i; softmax in float32.
+        views: V embeddings (n, d), not normalised, row i of each from image i; softmax at least in float32.
         temperature: the divisor of the cosine similarity.
         positives: whether the sum over positives stands outside or inside the logarithm.
         anchors: which views serve as anchors; all when None.
@@ -106,9 +107,8 @@ def contrastive(
     """
     chosen = list(range(len(views)) if anchors is None else anchors)
     n = len(views[0])
-    if n < 2:
-        raise UsageError("a contrastive loss needs at least two images a step: raise stage.N.batch")
-    z = [F.normalize(view.float(), dim=1) for view in views]
+    _refuse_one(n)
+    z = [_unit(view) for view in views]
     keys = torch.cat(z)
     similarity = torch.cat([z[a] for a in chosen]) @ (keys.detach() if detach_keys else keys).T / temperature
     row = torch.arange(len(chosen) * n, device=keys.device)
@@ -123,3 +123,81 @@ def contrastive(
     if positives == "in-log":
         return log_all - friends.masked_fill(absent, -torch.inf).logsumexp(1)
     return (len(views) - 1) * log_all - friends.masked_fill(absent, 0).sum(1)
+
+
+def supervised_contrastive(views: Sequence[Tensor], y: Tensor, *, temperature: float) -> Tensor:
+    """The supervised contrastive loss of each anchor: every other vector of its class is a positive.
+
+    With s the cosine similarity over the temperature, K every vector but the anchor u, and P those of K in its class:
+
+        mean over p in P of  -log( exp s(u,p) / sum over k in K of exp s(u,k) )
+
+    Args:
+        views: V embeddings (n, d), not normalised, row i of each from image i; two or more, so that nobody is alone.
+        y: labels, (n,).
+        temperature: the divisor of the cosine similarity.
+
+    Returns:
+        The loss of each anchor, (V * n,), view by view.
+
+    Raises:
+        UsageError: for a batch of one image.
+
+    Source: Khosla et al. 2020, eq. 2 (L_out).
+    """
+    _refuse_one(len(views[0]))
+    z = torch.cat([_unit(view) for view in views])
+    labels = y.repeat(len(views))
+    itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
+    similarity = z @ z.T / temperature
+    log_all = similarity.masked_fill(itself, -torch.inf).logsumexp(1)
+    friends = (labels[:, None] == labels) & ~itself
+    return log_all - (similarity * friends).sum(1) / friends.sum(1)
+
+
+def in_groups(loss: Callable[[Sequence[Tensor]], Tensor], views: Sequence[Tensor], groups: int) -> Tensor:
+    """A contrastive loss whose negatives come from the image's own group: one part of the batch of several.
+
+    Args:
+        loss: maps views (n, d) to one value per anchor.
+        views: embeddings, row i of each from image i.
+        groups: into how many consecutive parts the batch falls.
+
+    Returns:
+        The values of all groups, together.
+    """
+    if groups == 1:
+        return loss(views)
+    return torch.cat([loss(part) for part in zip(*(view.tensor_split(groups) for view in views), strict=True)])
+
+
+def distance(a: Tensor, b: Tensor, kind: Distance) -> Tensor:
+    """How far each embedding is from its partner, (n,); it rises as they move apart, whatever the kind.
+
+        mse:     mean over coordinates of (a - b)^2
+        l1:      mean over coordinates of |a - b|
+        cosine:  1 - <a, b> / (|a| |b|)
+
+    Args:
+        a: embeddings, (n, d), not normalised: normalised, mse would be twice the cosine distance over d.
+        b: their partners, (n, d).
+        kind: which.
+    """
+    if kind == "cosine":
+        return 1 - (_unit(a) * _unit(b)).sum(1)
+    apart = _wide(a) - _wide(b)
+    return (apart.square() if kind == "mse" else apart.abs()).mean(1)
+
+
+def _refuse_one(n: int) -> None:
+    if n < 2:
+        raise UsageError("a contrastive loss needs at least two images a step: raise stage.N.batch")
+
+
+def _unit(view: Tensor) -> Tensor:
+    return F.normalize(_wide(view), dim=1)
+
+
+def _wide(view: Tensor) -> Tensor:
+    """At least float32: exponentials and small differences do not fit into half precision."""
+    return view.float() if view.dtype in (torch.float16, torch.bfloat16) else view

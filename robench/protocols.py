@@ -87,6 +87,19 @@ class Moment:
         return self.recipe_threat
 
 
+class Terms(dict[str, "Tensor"]):
+    """Named scalar tensors whose sum is the loss, and what a method measured on the way.
+
+    Args:
+        terms: of the loss.
+        measured: named scalar tensors that are logged and shown beside the terms, and enter no loss.
+    """
+
+    def __init__(self, terms: Mapping[str, Tensor], measured: Mapping[str, Tensor] | None = None) -> None:
+        super().__init__(terms)
+        self.measured = dict(measured or {})
+
+
 class Method(Protocol):
     """How to train: which views, which networks, and the terms whose sum is the loss.
 
@@ -97,6 +110,15 @@ class Method(Protocol):
         trains: names of the networks that learn; all others are frozen and in eval mode.
         supervised: whether it reads labels.
         select: what picks the best epoch on the validation split: `clean`, `robust`, or `last` for no choice.
+
+    What else it may say of itself, as class attributes, properties or methods:
+
+        adversarial = True   it needs a threat; methods that select by `robust` do anyway.
+        fewest = 2           images it needs at each step, because it compares them.
+        finetunes = True     it wants a trained encoder, although it trains it further.
+        keeps = (NAME, ...)  heads to take along from an earlier stage or the encoder's checkpoint, instead of fresh ones.
+        exact = True         it is not stepped: `solve(nets, batches)` gets all training images, in parts of (x, y), sets the
+                             weights, and returns named numbers for the log.
     """
 
     @property
@@ -113,7 +135,10 @@ class Method(Protocol):
         ...
 
     def terms(self, nets: Nets, batch: Batch, at: Moment) -> dict[str, Tensor]:
-        """Named scalar tensors whose sum is the loss to minimise."""
+        """Named scalar tensors whose sum is the loss to minimise.
+
+        A method that measures something on the way, such as how much its attack gained, returns `Terms(terms, measured)`.
+        """
         ...
 
 

@@ -41,22 +41,49 @@ class Schedule:
 
     Attributes:
         name: `constant`, `cosine` (to zero), or `step`.
-        warmup: epochs of linear rise to the peak; cosine and step count epochs from the start of the stage.
+        warmup: epochs of linear rise to the peak; step counts epochs from the start of the stage.
+        start: the share of the peak at which the warm-up starts.
+        period: for `cosine`, what half a wave takes: the `rest` of the stage after the warm-up, so that it ends at zero, or
+            the `whole` stage, so that the warm-up cuts off its end (RoCL's code).
+        every: whether the rate moves at every `step` or once an `epoch`.
         drops: for `step`, the epochs from which the rate is multiplied by `factor` once more.
         factor: for `step`.
     """
 
     name: Literal["constant", "cosine", "step"] = "constant"
     warmup: float = 0.0
+    start: float = 0.0
+    period: Literal["rest", "whole"] = "rest"
+    every: Literal["step", "epoch"] = "step"
     drops: tuple[int, ...] = ()
     factor: float = 0.1
 
+    def __post_init__(self) -> None:
+        """Refuse what would be no schedule."""
+        if not (0 <= self.warmup < math.inf and 0 <= self.start <= 1 and 0 <= self.factor < math.inf):
+            raise UsageError(
+                f"schedule: warmup ({self.warmup}) and factor ({self.factor}) must be finite and at least 0, "
+                f"and start ({self.start}) between 0 and 1"
+            )
+
     def rate(self, epoch: float, epochs: int) -> float:
-        """The share of the peak learning rate at a moment, `epoch` counting fractions of epochs."""
-        if epoch < self.warmup:
-            return epoch / self.warmup
+        """The share of the peak learning rate at a moment.
+
+        Args:
+            epoch: epochs passed, the current step included, so that the last step of epoch 0 is at 1.0.
+            epochs: of the stage.
+        """
+        if self.every == "epoch":  # constant within an epoch: the warm-up as at its end, the rest as at its beginning
+            index = max(math.ceil(epoch) - 1, 0)
+            epoch = index + 1 if index < self.warmup else index
+            rising = index < self.warmup
+        else:
+            rising = epoch < self.warmup
+        if rising:
+            return min(1.0, self.start + (1 - self.start) * epoch / self.warmup)
         if self.name == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * (epoch - self.warmup) / max(epochs - self.warmup, 1e-9)))
+            period = epochs - self.warmup if self.period == "rest" else epochs
+            return 0.5 * (1 + math.cos(math.pi * (epoch - self.warmup) / max(period, 1e-9)))
         if self.name == "step":
             return self.factor ** sum(epoch >= drop for drop in self.drops)
         return 1.0
@@ -103,6 +130,8 @@ class Stage:
         schedule: how the learning rate moves.
         augment: what `augmented` means for the method's views.
         options: the method's own fields.
+        probe: after how many epochs to look at the features of a stage that trains no classifier, by nearest neighbours and
+            a ridge classifier on the validation split (and after its last epoch); 0 for never. Nothing depends on it.
     """
 
     method: str
@@ -112,9 +141,12 @@ class Stage:
     schedule: Schedule = field(default_factory=Schedule)
     augment: Augment = field(default_factory=Augment)
     options: Mapping[str, Any] = field(default_factory=dict)
+    probe: int = 10
 
     def __post_init__(self) -> None:
         """Refuse stages that train nothing."""
+        if self.probe < 0:
+            raise UsageError(f"stage {self.method!r}: probe ({self.probe}) is a number of epochs, or 0 for never")
         if self.epochs < 1 or self.batch < 1:
             raise UsageError(
                 f"stage {self.method!r}: epochs ({self.epochs}) and batch ({self.batch}) must be at least 1"
@@ -148,12 +180,13 @@ class Recipe:
         name: of the recipe, and by default of the run.
         summary: one line for `robench list recipes`.
         group: how tables group it: `supervised` or `self-supervised`.
-        dataset: a registered data set.
+        dataset: a registered data set; `resize = 32` beside it in TOML is short for `@resize=32` after it.
         model: a registered encoder.
         stages: what happens, in order; `[[stage]]` in TOML.
         threat: what it trains against, if anything.
         normalise: whether the model begins by normalising pixels.
         validation: training images held out for every choice made while training.
+        labels: the share of labels that stages may read which read labels, in (0, 1]; the same share of every class.
         source: the paper.
         differs: where this recipe departs from it.
         published: the paper's figures.
@@ -168,6 +201,7 @@ class Recipe:
     threat: ThreatModel | None = None
     normalise: bool = False
     validation: int = 1000
+    labels: float = 1.0
     source: str = ""
     differs: tuple[str, ...] = ()
     published: tuple[Published, ...] = ()
@@ -176,10 +210,15 @@ class Recipe:
         """Refuse recipes without stages and names nobody knows."""
         if not self.stage:
             raise UsageError(f"recipe {self.name!r} has no [[stage]]")
+        if not 0 < self.labels <= 1:
+            raise UsageError(f"labels must be a share above 0 and up to 1, such as 0.1 or 1/100, not {self.labels:g}")
         DATASETS.entry(self.dataset)
         MODELS.entry(self.model)
         for stage in self.stage:
             METHODS.entry(stage.method)
+
+
+_OWN = ("name", "summary", "published")  # never taken from another recipe: they speak of that one alone
 
 
 def folder() -> Path:
@@ -193,11 +232,18 @@ def names() -> list[str]:
     return sorted(path.stem for path in folder().glob("*.toml"))
 
 
-def read(name: str) -> dict[str, Any]:
+def read(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     """The table of a recipe, by its name or the path of a TOML file.
 
+    A recipe that begins with `like = "rocl"` has that recipe's keys wherever it gives none itself, all but its name, summary
+    and published figures. A table `change` then sets single values as `--set` does: `"stage.0.epochs" = 500`.
+
+    Args:
+        name: of the recipe; `like` may also name a TOML file, by its path from where robench runs.
+        above: the recipes that led here through `like`.
+
     Raises:
-        UsageError: if there is no such recipe, or it is not TOML.
+        UsageError: if there is no such recipe, it is not TOML, or it is like itself.
     """
     path = Path(name) if name.endswith(".toml") else folder() / f"{name}.toml"
     if not path.is_file():
@@ -208,7 +254,24 @@ def read(name: str) -> dict[str, Any]:
         table = tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not TOML: {error}") from error
-    return {"name": path.stem, **table}
+    return {"name": path.stem, **_completed(table, (*above, name))}
+
+
+def _completed(table: dict[str, Any], chain: tuple[str, ...]) -> dict[str, Any]:
+    """A table with the keys of the recipe it is like, and its changes made."""
+    base, changes = table.pop("like", None), table.pop("change", {})
+    if base in chain:
+        raise UsageError(f"recipe {chain[0]} is like itself: {' -> '.join((*chain, base))}; take one `like` away")
+    if base is not None and not isinstance(base, str):
+        raise UsageError(f'recipe {chain[-1]}: like: expected the name of a recipe, such as "rocl", not {base!r}')
+    if not isinstance(changes, dict):
+        raise UsageError(f'recipe {chain[-1]}: change: expected a table such as {{ "stage.0.epochs" = 500 }}')
+    if base is not None:
+        inherited = {key: value for key, value in read(base, chain).items() if key not in _OWN}
+        table = {**inherited, **table}
+    for path, value in changes.items():
+        assign(table, path, value)
+    return table
 
 
 def load(name: str, changes: Iterable[tuple[str, Any]] = ()) -> Recipe:
@@ -224,6 +287,9 @@ def load(name: str, changes: Iterable[tuple[str, Any]] = ()) -> Recipe:
     table = copy.deepcopy(read(name))
     for path, value in changes:
         assign(table, path, value)
+    size = table.pop("resize", None)
+    if size is not None:
+        table["dataset"] = f"{table.get('dataset', '')}{',' if '@' in str(table.get('dataset')) else '@'}resize={size}"
     try:
         return build(Recipe, table)
     except UsageError as error:

@@ -172,8 +172,22 @@ METHODS = Registry(
         Entry(
             "rocl", "robench.methods.rocl:RoCL", "contrastive learning against instance-wise attacks (Kim et al. 2020)"
         ),
+        Entry("supcon", "robench.methods.supcon:SupCon", "contrastive learning of classes (Khosla et al. 2020)"),
         Entry("linear", "robench.methods.linear:Linear", "linear evaluation (LE): a linear head on a frozen encoder"),
         Entry("robust-linear", "robench.methods.linear:RobustLinear", "r-LE: the linear head trained on PGD examples"),
+        Entry(
+            "finetune-at", "robench.methods.finetune:FinetuneAT", "full fine-tuning of an encoder on PGD examples (+AT)"
+        ),
+        Entry(
+            "finetune-trades",
+            "robench.methods.finetune:FinetuneTRADES",
+            "full fine-tuning of an encoder by TRADES (+TRADES, AFF)",
+        ),
+        Entry(
+            "finetune-at-ss",
+            "robench.methods.finetune:FinetuneATSS",
+            "full fine-tuning on PGD examples with NT-Xent beside it (+AT+SS)",
+        ),
     ],
 )
 

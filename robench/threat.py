@@ -81,9 +81,15 @@ def number(text: str, what: str) -> float:
         UsageError: if it is neither; `what` opens the message.
     """
     try:
-        return float(Fraction(text.strip())) if "/" in text else float(text)
+        top, slash, bottom = text.partition("/")
+        return float(Fraction(top.strip()) / _plain(bottom)) if slash else float(text)
     except (ValueError, ZeroDivisionError, OverflowError):
         raise UsageError(f"{what} must be a number or a fraction such as 8/255, not {text!r}") from None
+
+
+def _plain(text: str) -> Fraction:
+    """What may stand below a fraction's bar: a number without a bar of its own."""
+    return Fraction(text.strip()) if "/" not in text else Fraction("")
 
 
 def _text(eps: float) -> str:

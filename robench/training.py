@@ -10,12 +10,12 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robench import checkpoint, data, files
 from robench.attacks.pgd import PGD
@@ -28,6 +28,7 @@ from robench.methods import method_for
 from robench.models import Nets
 from robench.noise import ImageGenerator, permutation, seed_of
 from robench.optimiser import optimiser_for
+from robench.probe import probe
 from robench.protocols import Batch, Method, Moment, Monitor, Progress, unwatched
 from robench.provenance import provenance
 from robench.recipe import Recipe, Stage
@@ -72,18 +73,20 @@ def train(run: Run, *, resume: bool = False, monitor: Monitor = unwatched) -> Ch
     kept, held = kept.to(run.device), held.to(run.device) if held else None
     if run.steps and held:
         held = held.take(slice(64))
+    few = data.labelled(kept, run.recipe.labels, run.seed)
     methods = [method_for(stage.method, stage.options) for stage in run.recipe.stage]
     _check_stages(run, methods, images)
+    nets = _initial_nets(run, images)
+    _with_heads(run, nets, methods[0], _State(), images)  # which may be refused, so before anything is written
     files.check_writable(run.folder)
     if not holds(run):
         mark(run)
-
-    nets = _initial_nets(run, methods, images)
     state, optimiser_state = _restored(run, nets, images) if resume else (_State(), None)
     while state.stage < len(methods):
         stage, method = run.recipe.stage[state.stage], methods[state.stage]
         nets = _with_heads(run, nets, method, state, images)
-        _run_stage(run, nets, stage, method, kept, held, state, optimiser_state, monitor)
+        sets = few if method.supervised else kept, few, held
+        _run_stage(run, nets, stage, method, sets, state, optimiser_state, monitor)
         optimiser_state = None
         state.stage, state.epoch, state.best = state.stage + 1, 0, -1.0
     (run.folder / "state.pt").unlink(missing_ok=True)
@@ -96,12 +99,21 @@ def _check_stages(run: Run, methods: list[Method], images: Images) -> None:
     for number, method in enumerate(methods):
         if method.select not in ("clean", "robust", "last"):
             raise UsageError(f"stage {number}: its method's `select` is {method.select!r}; use clean, robust or last")
+        builds = "encoder" in method.trains and not getattr(method, "finetunes", False)
+        if not builds and "encoder" not in trained and not run.steps:
+            does = "fine-tunes an encoder" if "encoder" in method.trains else "keeps the encoder as it is"
+            raise UsageError(
+                f"stage {number} ({run.recipe.stage[number].method}) {does}, and nothing has trained one: "
+                "name a checkpoint with --encoder, or put a stage before it"
+            )
         if "encoder" in method.trains:
             trained.add("encoder")
-        elif "encoder" not in trained:
+        if getattr(method, "exact", False):
+            _check_exact(number, run.recipe.stage[number])
+        if min(run.recipe.stage[number].batch, len(images)) < (fewest := getattr(method, "fewest", 1)):
             raise UsageError(
-                f"stage {number} ({run.recipe.stage[number].method}) keeps the encoder as it is, and nothing has trained one: "
-                "name a checkpoint with --encoder, or put a stage before it"
+                f"stage {number} ({run.recipe.stage[number].method}) compares images with each other and needs at least "
+                f"{fewest} a step, not {min(run.recipe.stage[number].batch, len(images))}: --set stage.{number}.batch={fewest}"
             )
         against = getattr(method, "adversarial", method.select == "robust")
         if against and run.recipe.threat is None:
@@ -109,12 +121,7 @@ def _check_stages(run: Run, methods: list[Method], images: Images) -> None:
                 f"stage {number} ({run.recipe.stage[number].method}) needs a threat: --set threat=linf-8/255"
             )
     if run.encoder and (run.encoder.recipe.model, run.encoder.shape) != (run.recipe.model, images.shape):
-        theirs = f"{run.encoder.recipe.model} for {'x'.join(map(str, run.encoder.shape))} images"
-        ours = f"{run.recipe.model} for {'x'.join(map(str, images.shape))} images"
-        raise CheckpointError(
-            f"the encoder of {run.encoder.name} is {theirs}; this recipe wants {ours}. "
-            f"Use --model {run.encoder.recipe.model} --dataset {run.encoder.recipe.dataset}"
-        )
+        raise CheckpointError(_unfit(run, run.encoder, images))
     if run.encoder and run.encoder.recipe.normalise != run.recipe.normalise:
         raise CheckpointError(
             f"the encoder of {run.encoder.name} was trained with normalise={run.encoder.recipe.normalise}; "
@@ -122,7 +129,28 @@ def _check_stages(run: Run, methods: list[Method], images: Images) -> None:
         )
 
 
-def _initial_nets(run: Run, methods: list[Method], images: Images) -> Nets:
+def _unfit(run: Run, encoder: Checkpoint, images: Images) -> str:
+    """Why an encoder cannot be put before a recipe's heads, and what to change."""
+    model, size = encoder.recipe.model, encoder.shape[1]
+    theirs = f"{model} for {'x'.join(map(str, encoder.shape))} images"
+    ours = f"{run.recipe.model} for {'x'.join(map(str, images.shape))} images"
+    ways = [f"--model {model}"] if model != run.recipe.model else []
+    if encoder.shape != images.shape:
+        can = encoder.shape[0] == images.shape[0] and encoder.shape[1] == encoder.shape[2]
+        ways.append(f"--resize {size}" if can else f"--dataset {encoder.recipe.dataset}")
+    return f"the encoder of {encoder.name} is {theirs}; this recipe wants {ours}. Use {' '.join(ways)}"
+
+
+def _check_exact(number: int, stage: Stage) -> None:
+    """A stage that is solved at once has no use for epochs and cannot see more than one view of an image."""
+    if stage.epochs != 1 or stage.augment.name != "none":
+        raise UsageError(
+            f"stage {number} ({stage.method}) computes features once and solves the rest at once: "
+            f"--set stage.{number}.epochs=1 --set stage.{number}.augment.name=none"
+        )
+
+
+def _initial_nets(run: Run, images: Images) -> Nets:
     """Networks before the first stage: random by the seed, or with the given encoder."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(run.seed, "encoder"))
@@ -133,13 +161,37 @@ def _initial_nets(run: Run, methods: list[Method], images: Images) -> Nets:
 
 
 def _with_heads(run: Run, nets: Nets, method: Method, state: _State, images: Images) -> Nets:
-    """Add the heads of a stage that is about to begin; a stage that goes on has them already."""
+    """Add the heads of a stage that is about to begin; a stage that goes on has them already.
+
+    A head that the method keeps, such as a projector, is that of an earlier stage or of the given encoder's checkpoint,
+    where there is one.
+    """
     if state.epoch == 0:
+        keeps = getattr(method, "keeps", ())
+        given = run.encoder.load().parts if run.encoder and keeps else nn.ModuleDict()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(run.seed, "heads", state.stage))
             for name, head in method.heads(nets.encoder.features, images.classes).items():
+                for parts in (given, nets.parts) if name in keeps else ():
+                    if name in parts:
+                        head.load_state_dict(_fitting(parts[name], head, name, state.stage))
                 nets.parts[name] = head.to(run.device)
     return nets
+
+
+def _fitting(old: nn.Module, new: nn.Module, name: str, stage: int) -> dict[str, Tensor]:
+    """The weights of a head that is taken along.
+
+    Raises:
+        CheckpointError: if it has another shape than the stage's own.
+    """
+    theirs, ours = ({key: tuple(t.shape) for key, t in part.state_dict().items()} for part in (old, new))
+    if theirs != ours:
+        raise CheckpointError(
+            f"the {name} that the encoder comes with has the shapes {sorted(theirs.values())}, and stage {stage} wants "
+            f"{sorted(ours.values())}: set stage.{stage}.options as in the recipe that trained it"
+        )
+    return old.state_dict()
 
 
 def _run_stage(
@@ -147,13 +199,16 @@ def _run_stage(
     nets: Nets,
     stage: Stage,
     method: Method,
-    kept: Images,
-    held: Images | None,
+    sets: tuple[Images, Images, Images | None],
     state: _State,
     optimiser_state: dict[str, Any] | None,
     monitor: Monitor,
 ) -> None:
-    """Train one stage from `state.epoch` to its end, saving as it goes."""
+    """Train one stage from `state.epoch` to its end, saving as it goes.
+
+    `sets` are the images to train on, those of them whose labels may be read, and those held out.
+    """
+    kept, few, held = sets
     learning = [p for name in method.trains for p in nets.named(name).parameters()]
     optimiser = optimiser_for(stage.optimiser, learning)
     if optimiser_state is not None:
@@ -167,12 +222,17 @@ def _run_stage(
         (run.folder / "best.json").unlink(missing_ok=True)
     saved = time.monotonic()
     while state.epoch < epochs:
-        means = _run_epoch(run, nets, stage, method, kept, state, epochs, optimiser, monitor)
+        if getattr(method, "exact", False):
+            means = _solve(run, nets, stage, method, kept, state, monitor)
+        else:
+            means = _run_epoch(run, nets, stage, method, kept, state, epochs, optimiser, monitor)
         state.epoch += 1
         row: dict[str, Any] = {"stage": state.stage, "method": stage.method, "epoch": state.epoch, **means}
         last = state.epoch == epochs
         if held is not None and "head" in nets.parts:
             row |= validate(nets, held, run.recipe.threat if method.select == "robust" else None, seed=run.seed)
+        if held is not None and "head" not in method.trains and _due(stage, state.epoch, last):
+            row |= probe(nets, few.take(slice(8 * len(held))) if run.steps else few, held)
         state.log.append(row)
         reached = Checkpoint(
             folder=run.folder,
@@ -200,6 +260,11 @@ def _run_stage(
             saved = time.monotonic()
 
 
+def _due(stage: Stage, epoch: int, last: bool) -> bool:
+    """Whether to look at the features after this epoch."""
+    return stage.probe > 0 and (last or epoch % stage.probe == 0)
+
+
 def _run_epoch(
     run: Run,
     nets: Nets,
@@ -211,7 +276,7 @@ def _run_epoch(
     optimiser: torch.optim.Optimizer,
     monitor: Monitor,
 ) -> dict[str, float]:
-    """One pass over the training images; returns the mean of each term of the loss."""
+    """One pass over the training images; returns the mean of each term of the loss and of what else was measured."""
     batch_size = min(stage.batch, len(kept))
     steps = len(kept) // batch_size
     order = permutation(seed_of(run.seed, "order", state.stage, state.epoch), len(kept)).to(run.device)
@@ -230,17 +295,20 @@ def _run_epoch(
         for group in optimiser.param_groups:
             group["lr"] = stage.optimiser.lr * rate
         terms = method.terms(nets, batch, at)
+        measured = getattr(terms, "measured", {})
         loss = torch.stack(list(terms.values())).sum()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
-        for name, term in terms.items():
+        for name, term in {**terms, **measured}.items():
             totals[name] = totals.get(name, torch.zeros_like(term)) + term.detach()
         done += 1
         if done == 1 < taken:
             began = time.perf_counter()  # the first step also warms up
         pace = (time.perf_counter() - began) / max(done - 1, 1)
-        shown = {**_shown(totals, done, state), "steps/s": f"{1 / max(pace, 1e-9):.2f}"}
+        shown = _shown(totals, done, state)
+        if done > 1 or taken == 1:
+            shown["steps/s"] = f"{1 / max(pace, 1e-9):.2f}"
         if run.steps:
             shown[FULL] = duration(pace / batch_size * len(kept) * stage.epochs)
         monitor(Progress(_title(state, stage), state.epoch * taken + done, epochs * taken, shown))
@@ -252,6 +320,28 @@ def _run_epoch(
             f"The last good state is kept; try --set stage.{state.stage}.optimiser.lr={stage.optimiser.lr / 2:g}"
         )
     return means
+
+
+def _solve(
+    run: Run, nets: Nets, stage: Stage, method: Any, kept: Images, state: _State, monitor: Monitor
+) -> dict[str, float]:
+    """A stage whose method finds its weights at once; returns what it measured."""
+    count = min(len(kept), run.steps * stage.batch) if run.steps else len(kept)
+    began = time.perf_counter()
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for first in range(0, count, stage.batch):
+            part = slice(first, min(first + stage.batch, count))
+            yield kept.x(part), kept.y[part]
+            monitor(Progress(_title(state, stage), part.stop, count + 1))
+
+    nets.eval()
+    found: dict[str, float] = method.solve(nets, batches())
+    shown = {name: f"{value:.3g}" for name, value in found.items()}
+    if run.steps:
+        shown[FULL] = duration((time.perf_counter() - began) / count * len(kept))
+    monitor(Progress(_title(state, stage), count + 1, count + 1, shown))
+    return found
 
 
 def duration(seconds: float) -> str:

@@ -88,6 +88,10 @@ def refused(run: tuple[int, str, str], hint: str) -> None:
         ("train standard-digits --encoder nowhere", "no checkpoint 'nowhere'"),
         ("train standard-digits --device gpu", "is not one of auto, cpu, cuda, mps"),
         ("train standard-digits --epochs 3", "--epochs"),
+        ("train standard-digits --resize 0", "--resize"),
+        ("train standard-digits --resize big", "--resize"),
+        ("train standard-digits --set labels=0", "labels must be a share above 0 and up to 1"),
+        ("train standard-digits --set labels=1.5", "labels must be a share above 0 and up to 1"),
         ("evaluate --attack autoatack", "Did you mean 'autoattack'"),
         ("evaluate --attack pgd-2o", "Did you mean 'pgd-20'"),
         ("evaluate --attack pgd-20 --threat linf-8", "did you mean linf-8/255?"),
@@ -214,6 +218,30 @@ def test_what_cannot_be_trained_leaves_no_files(
     assert last.startswith("error: ")
     assert hint in last
     assert "Traceback" not in err
+    assert files(here) == set()
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ("train standard-digits --set resize=-4", "resize must be a number of pixels"),
+        ("train rocl-digits --set stage.0.options.temperature=0", "temperature must be above 0"),
+        (
+            "train rocl-digits --set stage.0.options.attack_loss=cos",
+            "is not one of 'contrastive', 'mse', 'l1', 'cosine'",
+        ),
+        ("train rocl-digits --set stage.0.options.detach_keys=False", "detach_keys: expected bool"),
+        ("train rocl-digits --set stage.0.batch=1", "needs at least 2 a step, not 1: --set stage.0.batch=2"),
+        ("train simclr-digits --set labels=1/1000", "leaves no image of class"),
+        ("train finetune-at-digits", "fine-tunes an encoder, and nothing has trained one"),
+        ("train linear-exact-digits", "keeps the encoder as it is, and nothing has trained one"),
+    ],
+)
+def test_what_only_the_method_knows_is_said_before_training(line: str, hint: str, here: Path, run_cli: Cli) -> None:
+    code, out, err = run_cli(*line.split())
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1].startswith("error: ")
+    assert hint in err.splitlines()[-1]
     assert files(here) == set()
 
 

@@ -293,3 +293,73 @@ def test_cifar10_is_the_real_one() -> None:
     assert (len(found), found.shape, found.classes) == (10_000, (3, 32, 32), 10)
     assert found.y[:5].tolist() == [3, 8, 8, 0, 6]
     assert found.y.bincount().tolist() == [1000] * 10
+
+
+# shares of the labels
+
+
+def unequal() -> Images:
+    y = torch.tensor([0] * 40 + [1] * 20 + [2] * 10)[torch.randperm(70, generator=torch.Generator().manual_seed(3))]
+    pixels = torch.arange(70, dtype=torch.uint8).view(70, 1, 1, 1)
+    return Images("some", Split.TRAIN, pixels, y, 3)
+
+
+@pytest.mark.parametrize(("share", "counts"), [(0.5, [20, 10, 5]), (0.1, [4, 2, 1]), (0.99, [40, 20, 10])])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_every_class_keeps_the_same_share(share: float, counts: list[int], seed: int) -> None:
+    found = data.labelled(unequal(), share, seed)
+    assert torch.bincount(found.y, minlength=3).tolist() == counts
+    assert len(set(rows(found))) == len(found)
+    whole = dict(zip(rows(unequal()), unequal().y.tolist(), strict=True))
+    assert all(whole[row] == label for row, label in zip(rows(found), found.y.tolist(), strict=True))
+
+
+def test_which_labels_depends_on_the_seed_alone() -> None:
+    one, again, other = (data.labelled(unequal(), 0.3, seed) for seed in (0, 0, 1))
+    assert rows(one) == rows(again)
+    assert rows(one) != rows(other)
+    # more labels are the same ones and others
+    assert set(rows(one)) < set(rows(data.labelled(unequal(), 0.6, 0)))
+
+
+def test_all_labels_are_the_images_as_they_are() -> None:
+    whole = unequal()
+    assert data.labelled(whole, 1.0, 0) is whole
+
+
+def test_a_share_that_leaves_a_class_empty_is_refused() -> None:
+    with pytest.raises(DataError, match=r"labels=0\.01 leaves no image of class 0 of some.*use more than 0\.013"):
+        data.labelled(unequal(), 0.01, 0)
+    with pytest.raises(DataError, match="no image of class 2"):
+        data.labelled(unequal(), 0.04, 0)
+
+
+# other sizes
+
+
+def test_images_can_be_made_another_size() -> None:
+    found = data.load("digits@resize=4", Split.TRAIN, NOWHERE)
+    assert found.shape == (1, 4, 4)
+    assert found.name == "digits"
+    assert torch.equal(found.y, data.load("digits", Split.TRAIN, NOWHERE).y)
+
+
+def test_resizing_keeps_flat_images_and_means() -> None:
+    flat = torch.full((2, 3, 96, 96), 130, dtype=torch.uint8)
+    assert (data.resized(flat, 32) == 130).all()
+    noise = torch.randint(256, (2, 3, 96, 96), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    small = data.resized(noise, 32)
+    assert small.shape == (2, 3, 32, 32)
+    assert torch.allclose(small.float().mean(), noise.float().mean(), atol=1)
+    assert small.float().std() < 0.6 * noise.float().std()  # antialiased: nine pixels make one
+
+
+def test_the_own_size_changes_nothing() -> None:
+    digits = data.load("digits", Split.TEST, NOWHERE)
+    assert torch.equal(data.load("digits@resize=8", Split.TEST, NOWHERE).pixels, digits.pixels)
+
+
+@pytest.mark.parametrize("size", [0, -3, 1.5, "big", True])
+def test_a_size_that_is_none_is_refused(size: object) -> None:
+    with pytest.raises(UsageError, match="resize must be a number of pixels of at least 1, such as 32"):
+        data.resized(torch.zeros(1, 1, 2, 2, dtype=torch.uint8), size)

@@ -22,7 +22,10 @@ TREES = {name: ast.parse(path.read_text()) for name, path in FILES.items()}
 LAYERS = (
     ("errors", "threat"),
     ("files", "spec", "registry", "provenance", "protocols"),
-    ("noise", "geometry", "losses", "door", "augment", "data", "models", "recipe", "results", "optimiser"),
+    (
+        *("noise", "geometry", "losses", "door", "augment", "data", "models", "recipe", "results", "optimiser"),
+        *("convex", "probe"),
+    ),
     ("attacks", "reporting", "listing"),
     ("methods",),
     ("checkpoint", "run", "verdict", "training", "evaluation", "testing", "demo"),

@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from robench.errors import UsageError
-from robench.losses import Positives, contrastive, cross_entropy, dlr, kl, margin
+from robench.losses import (
+    Positives,
+    contrastive,
+    cross_entropy,
+    distance,
+    dlr,
+    in_groups,
+    kl,
+    margin,
+    supervised_contrastive,
+)
 
 FEW = settings(deadline=None, derandomize=True, max_examples=20)
 seeds = st.integers(0, 1000)
@@ -73,6 +83,34 @@ def nt_xent(a: Tensor, b: Tensor, t: float) -> Tensor:
 def test_two_views_are_nt_xent(positives: Positives, seed: int) -> None:
     a, b = embeddings(2, seed=seed)
     assert torch.allclose(contrastive((a, b), temperature=0.5, positives=positives), nt_xent(a, b, 0.5), atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@FEW
+@given(seed=seeds, t=st.sampled_from([0.1, 0.5]))
+def test_supervised_contrastive_is_its_formula(count: int, seed: int, t: float) -> None:
+    views = embeddings(count, n=6, seed=seed)
+    y = [0, 1, 0, 2, 1, 2]
+    found = supervised_contrastive(views, torch.tensor(y), temperature=t)
+    z = [(row / row.norm()).tolist() for view in views for row in view.double()]
+    labels = y * count
+    for u, row in enumerate(z):
+        s = [sum(a * b for a, b in zip(row, other, strict=True)) / t for other in z]
+        every = sum(math.exp(s[k]) for k in range(len(z)) if k != u)
+        friends = [p for p in range(len(z)) if p != u and labels[p] == labels[u]]
+        expected = sum(-math.log(math.exp(s[p]) / every) for p in friends) / len(friends)
+        assert found[u].item() == pytest.approx(expected, rel=2e-5, abs=2e-5)
+
+
+def test_supervised_contrastive_with_every_image_its_own_class_is_nt_xent() -> None:
+    views = embeddings(2)
+    found = supervised_contrastive(views, torch.arange(5), temperature=0.5)
+    assert torch.allclose(found, contrastive(views, temperature=0.5), atol=1e-5)
+
+
+def test_supervised_contrastive_refuses_one_image() -> None:
+    with pytest.raises(UsageError, match="at least two images"):
+        supervised_contrastive(embeddings(2, n=1), torch.zeros(1, dtype=torch.int64), temperature=0.5)
 
 
 @pytest.mark.parametrize("n", [2, 7])
@@ -138,6 +176,33 @@ def test_one_image_has_nothing_to_differ_from() -> None:
 def test_half_precision_embeddings_are_compared_in_float32() -> None:
     views = [view.half() for view in embeddings(2)]
     assert contrastive(views, temperature=0.05).dtype == torch.float32
+
+
+def test_double_precision_embeddings_are_compared_in_it() -> None:
+    views = [view.double() for view in embeddings(2)]
+    assert contrastive(views, temperature=0.05).dtype == torch.float64
+
+
+@FEW
+@given(seeds)
+def test_distances_are_their_formulas(seed: int) -> None:
+    a, b = embeddings(2, seed=seed)
+    for i, (u, v) in enumerate(zip(a.double().tolist(), b.double().tolist(), strict=True)):
+        mse = sum((s - t) ** 2 for s, t in zip(u, v, strict=True)) / len(u)
+        l1 = sum(abs(s - t) for s, t in zip(u, v, strict=True)) / len(u)
+        cosine = 1 - sum(s * t for s, t in zip(u, v, strict=True)) / math.hypot(*u) / math.hypot(*v)
+        found = [distance(a, b, kind)[i].item() for kind in ("mse", "l1", "cosine")]
+        assert found == pytest.approx([mse, l1, cosine], rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3])
+def test_groups_are_batches_of_their_own(groups: int) -> None:
+    views = embeddings(2, n=7)
+    found = in_groups(lambda part: contrastive(part, temperature=0.5), views, groups)
+    sizes = [7 // groups + (i < 7 % groups) for i in range(groups)]
+    expected = [contrastive(part, temperature=0.5) for part in zip(*(view.split(sizes) for view in views), strict=True)]
+    assert torch.allclose(found, torch.cat(expected))
+    assert len(found) == 14
 
 
 @FEW

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from robench.errors import UsageError
 from robench.optimiser import LARS, optimiser_for
 from robench.recipe import Optimiser, Schedule
 
@@ -127,3 +128,41 @@ def test_constant_stays() -> None:
 def test_a_stage_no_longer_than_its_warmup_has_rates_in_range(warmup: int) -> None:
     schedule = Schedule(name="cosine", warmup=warmup)
     assert all(0 <= schedule.rate(step / 10, 5) <= 1 for step in range(51))
+
+
+def rocl_2020(epoch: int, epochs: int) -> float:
+    """The rate of the released code in an epoch (from 0): base 0.1, times 15 after ten epochs, then a cosine."""
+    if epoch < 10:
+        return 0.1 * (1 + 14 * (epoch + 1) / 10)
+    return 0.75 * (1 + math.cos(math.pi * (epoch - 10) / epochs))
+
+
+def test_the_schedule_of_rocls_code() -> None:
+    schedule = Schedule(name="cosine", warmup=10, start=1 / 15, period="whole", every="epoch")
+    for epochs in (50, 200, 1000):
+        for epoch in range(epochs):
+            for share in (0.01, 0.5, 1.0):  # the same at every step of an epoch
+                assert 1.5 * schedule.rate(epoch + share, epochs) == pytest.approx(rocl_2020(epoch, epochs))
+    # what its authors' scheduler was seen to do
+    assert [round(1.5 * schedule.rate(epoch + 1, 1000), 2) for epoch in (0, 1, 9, 10)] == [0.24, 0.38, 1.5, 1.5]
+    ends = [1.5 * schedule.rate(epochs, epochs) for epochs in (1000, 200, 50)]
+    assert ends == pytest.approx([0.0005, 0.011, 0.17], rel=0.11)
+
+
+def test_a_period_that_is_shortened_ends_at_zero_and_one_that_is_not_does_not() -> None:
+    assert Schedule(name="cosine", warmup=10).rate(50, 50) == pytest.approx(0, abs=1e-12)
+    assert Schedule(name="cosine", warmup=10, period="whole").rate(50, 50) > 0.09
+
+
+@pytest.mark.parametrize("warmup", [0, 3, 2.5])
+def test_a_rate_that_moves_once_an_epoch_is_constant_in_it(warmup: float) -> None:
+    schedule = Schedule(name="step", warmup=warmup, drops=(5,), every="epoch")
+    for epoch in range(8):
+        assert len({schedule.rate(epoch + step / 7, 8) for step in range(1, 8)}) == 1
+    assert [schedule.rate(epoch + 1, 8) for epoch in (4, 5)] == pytest.approx([1, 0.1])
+
+
+@pytest.mark.parametrize("bad", [{"warmup": -1.0}, {"start": 2.0}, {"factor": float("nan")}, {"warmup": float("inf")}])
+def test_schedules_that_mean_nothing_are_refused(bad: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match="schedule: warmup"):
+        Schedule(**bad)  # type: ignore[arg-type]

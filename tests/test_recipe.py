@@ -142,6 +142,62 @@ def test_a_recipe_by_the_path_of_its_file(tmp_path: Path) -> None:
     assert (found.name, found.stage[0].epochs, found.threat) == ("mine", 2, None)
 
 
+def test_a_recipe_may_be_like_another(tmp_path: Path) -> None:
+    text = """
+like = "rocl"
+summary = "mine"
+dataset = "cifar100"
+[change]
+"stage.0.epochs" = 7
+"stage.1.options.solver" = "exact"
+"""
+    found, base = recipe.load(written(tmp_path, text)), recipe.load("rocl")
+    assert (found.name, found.summary, found.dataset, found.published) == ("mine", "mine", "cifar100", ())
+    assert (found.stage[0].epochs, found.stage[1].options["solver"]) == (7, "exact")
+    assert (found.model, found.threat, found.stage[0].options) == (base.model, base.threat, base.stage[0].options)
+    assert found.differs == base.differs
+    assert recipe.load("rocl") == base  # which stays as it was
+
+
+def test_likeness_goes_on_and_changes_come_from_far_to_near(tmp_path: Path) -> None:
+    first = written(tmp_path, MINIMAL, "first.toml")
+    second = written(
+        tmp_path, f'like = "{first}"\nchange = {{ "stage.0.epochs" = 3, "stage.0.batch" = 9 }}', "second.toml"
+    )
+    third = written(tmp_path, f'like = "{second}"\nchange = {{ "stage.0.epochs" = 4 }}', "third.toml")
+    found = recipe.load(third, [("stage.0.optimiser.lr", 0.5)])
+    assert (found.name, found.stage[0].epochs, found.stage[0].batch, found.stage[0].optimiser.lr) == (
+        "third",
+        4,
+        9,
+        0.5,
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('like = "{here}"', "is like itself: .*mine.toml -> .*mine.toml"),
+        ('like = "rokl"', r"Did you mean 'rocl"),
+        ("like = 3", "like: expected the name of a recipe"),
+        ('like = "rocl"\nchange = 3', "change: expected a table"),
+        ('like = "rocl"\nchange = { "stage.7.epochs" = 3 }', "there is no item '7'"),
+        ('like = "rocl"\nchange = { "stage.0.epoch" = 3 }', "did you mean 'epochs'"),
+    ],
+)
+def test_a_likeness_that_means_nothing_is_refused(text: str, expected: str, tmp_path: Path) -> None:
+    path = written(tmp_path, text.replace("{here}", str(tmp_path / "mine.toml")))
+    with pytest.raises(UsageError, match=expected):
+        recipe.load(path)
+
+
+def test_a_size_is_short_for_an_option_of_the_data_set(tmp_path: Path) -> None:
+    assert recipe.load(written(tmp_path, "resize = 4" + MINIMAL)).dataset == "digits@resize=4"
+    assert recipe.load("standard-digits", [("resize", 4)]).dataset == "digits@resize=4"
+    path = written(tmp_path, MINIMAL.replace('"digits"', '"imagefolder:a@b=1"'))
+    assert recipe.load(path, [("resize", 4)]).dataset == "imagefolder:a@b=1,resize=4"
+
+
 def test_a_file_may_not_be_toml(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"mine\.toml is not TOML.*line 1"):
         recipe.load(written(tmp_path, "dataset = = digits"))

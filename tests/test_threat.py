@@ -92,3 +92,10 @@ def test_number_reads_both_forms() -> None:
 
 def test_equal_threats_are_equal_keys() -> None:
     assert len({ThreatModel.parse("linf-8/255"), ThreatModel(Norm.LINF, 8 / 255)}) == 1
+
+
+def test_a_fraction_may_have_decimals() -> None:
+    assert number("0.007/0.0314", "step") == pytest.approx(0.007 / 0.0314, rel=1e-15)
+    for text in ("1/2/3", "1/", "/2", "1/0", "a/2"):
+        with pytest.raises(UsageError, match="step must be a number or a fraction"):
+            number(text, "step")

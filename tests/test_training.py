@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from PIL import Image
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from robench import data, files, recipe, training
@@ -20,6 +21,7 @@ from robench.models import Nets
 from robench.protocols import Batch, Moment, Progress
 from robench.recipe import Recipe
 from robench.run import Run, finished
+from robench.spec import assignment
 from robench.training import FULL, duration, train
 
 Terms = dict[str, Tensor]
@@ -503,3 +505,295 @@ def test_an_encoder_that_does_not_fit_is_refused(
     with pytest.raises(CheckpointError, match=expected):
         train(Run(linear(**changes), tmp_path / "run", encoder=encoder), monitor=after(0))
     assert not written(tmp_path)
+
+
+# what a method measures
+
+
+def test_what_is_measured_is_logged_and_shown_beside_the_loss(tmp_path: Path) -> None:
+    told: list[Progress] = []
+    small = {"stage__0__options": {"hidden": 16, "dimensions": 8}, "stage__1__epochs": 1}
+    train(Run(tiny("rocl-digits", **small), tmp_path / "run"), monitor=told.append)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    gains = [row["attack gain"] for row in rows if row["method"] == "rocl"]
+    assert len(gains) == 2
+    assert min(gains) > 0
+    assert "attack gain" in told[0].values
+    assert not any("attack gain" in row for row in rows if row["method"] == "linear")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "fewest"),
+    [
+        ("simclr-digits", {}, 2),
+        ("rocl-digits", {}, 2),
+        ("rocl-digits", {"stage__0__options": {"groups": 2}}, 4),
+    ],
+    ids=str,
+)
+def test_a_batch_in_which_nothing_can_be_compared_is_refused(
+    name: str, changes: dict[str, Any], fewest: int, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=rf"at least {fewest} a step, not 1: --set stage\.0\.batch={fewest}"):
+        train(Run(tiny(name, **{**changes, "stage__0__batch": 1}), tmp_path / "run"), monitor=after(0))
+    assert not written(tmp_path)
+
+
+# protocols on an encoder
+
+HEADS = {"hidden": 16, "dimensions": 8}
+
+
+@pytest.fixture(scope="module")
+def projected(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """An encoder that comes with a projector."""
+    recipe_ = tiny("simclr-digits", stage__0__epochs=1, stage__0__options=HEADS, stage__1__epochs=1)
+    return train(Run(recipe_, tmp_path_factory.mktemp("projected") / "run"))
+
+
+def protocol(method: str, **changes: Any) -> Recipe:
+    return tiny(threat="linf-0.1", stage__0__method=method, **changes)
+
+
+@pytest.mark.parametrize("method", ["finetune-at", "finetune-trades", "finetune-at-ss"])
+def test_fine_tuning_wants_a_trained_encoder(method: str, projected: Checkpoint, tmp_path: Path) -> None:
+    options = HEADS if method == "finetune-at-ss" else {}
+    asked = protocol(method, stage__0__options=options, stage__0__epochs=1)
+    with pytest.raises(UsageError, match=rf"stage 0 \({method}\) fine-tunes an encoder, and nothing has trained one"):
+        train(Run(asked, tmp_path / "without"))
+    made = train(Run(asked, tmp_path / "run", encoder=projected))
+    before, after_ = projected.load().encoder.state_dict(), made.load().encoder.state_dict()
+    assert not any(torch.equal(before[key], after_[key]) for key in before if key.endswith("weight"))
+
+
+@pytest.mark.parametrize("method", ["robust-linear", "finetune-at", "finetune-trades"])
+def test_a_protocol_against_an_adversary_wants_a_threat(method: str, projected: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=rf"stage 0 \({method}\) needs a threat: --set threat=linf-8/255"):
+        train(Run(tiny(stage__0__method=method), tmp_path / "run", encoder=projected))
+    assert not written(tmp_path)
+
+
+@pytest.mark.parametrize("bn", ["train", "frozen"])
+def test_frozen_norms_keep_the_statistics_the_encoder_came_with(bn: str, projected: Checkpoint, tmp_path: Path) -> None:
+    asked = protocol("finetune-at", stage__0__options={"bn": bn}, stage__0__epochs=1)
+    made = train(Run(asked, tmp_path / "run", encoder=projected))
+    before, after_ = projected.load().encoder.state_dict(), made.load().encoder.state_dict()
+    still = [torch.equal(before[key], after_[key]) for key in before if "running" in key]
+    assert still == [bn == "frozen"] * len(still)
+
+
+def test_the_projector_of_the_encoder_is_taken_along(projected: Checkpoint, tmp_path: Path) -> None:
+    # at a rate of zero nothing moves, so it can be seen where the projector came from
+    asked = protocol("finetune-at-ss", stage__0__options=HEADS, stage__0__epochs=1, stage__0__optimiser__lr=0.0)
+    given, fresh = (
+        train(Run(asked, tmp_path / name, encoder=encoder_)).load().parts["projector"].state_dict()
+        for name, encoder_ in (("given", projected), ("fresh", plain_encoder(tmp_path)))
+    )
+    theirs = projected.load().parts["projector"].state_dict()
+    assert all(torch.equal(given[key], theirs[key]) for key in theirs)
+    assert not any(torch.equal(fresh[key], theirs[key]) for key in theirs)
+
+
+def plain_encoder(folder: Path) -> Checkpoint:
+    return train(Run(tiny(stage__0__epochs=1), folder / "plain"))
+
+
+def test_the_projector_of_an_earlier_stage_is_taken_along(tmp_path: Path) -> None:
+    changes = {
+        "threat": "linf-0.1",
+        "stage__0__epochs": 1,
+        "stage__0__options": HEADS,
+        "stage__1__method": "finetune-at-ss",
+        "stage__1__options": HEADS,
+        "stage__1__epochs": 1,
+        "stage__1__optimiser__lr": 0.0,
+    }
+    run = Run(tiny("simclr-digits", **changes), tmp_path / "run")
+    with pytest.raises(StoppedError):
+        train(run, monitor=after(3))
+    first = load_file(run.folder / "last.safetensors")
+    train(run, resume=True)
+    last = load_file(run.folder / "last.safetensors")
+    projectors = [key for key in first if "projector" in key]
+    assert projectors
+    assert all(torch.equal(first[key], last[key]) for key in projectors)
+
+
+def test_a_projector_of_another_shape_is_refused(projected: Checkpoint, tmp_path: Path) -> None:
+    asked = protocol("finetune-at-ss", stage__0__options={"hidden": 32, "dimensions": 8})
+    with pytest.raises(CheckpointError, match=r"the projector that the encoder comes with .*stage\.0\.options"):
+        train(Run(asked, tmp_path / "run", encoder=projected), monitor=after(0))
+    assert not written(tmp_path)
+
+
+def exact(**changes: Any) -> Recipe:
+    return tiny(stage__0__method="linear", stage__0__options={"solver": "exact"}, stage__0__epochs=1, **changes)
+
+
+def test_an_exact_head_depends_on_neither_batch_nor_seed(encoder: Checkpoint, tmp_path: Path) -> None:
+    heads = []
+    for number, (batch, seed) in enumerate([(64, 0), (237, 1)]):
+        asked = exact(stage__0__batch=batch, stage__0__augment={"name": "none"})
+        made = train(Run(asked, tmp_path / str(number), encoder=encoder, seed=seed))
+        heads.append(made.load().parts["head"].state_dict())
+        assert made.metrics["gradient"] <= 1e-7
+    assert torch.allclose(heads[0]["weight"], heads[1]["weight"], atol=1e-4)
+
+
+def test_an_exact_head_is_at_least_as_good_on_its_images_as_a_stepped_one(encoder: Checkpoint, tmp_path: Path) -> None:
+    small = {"stage__0__augment": {"name": "none"}}
+    solved = train(Run(exact(**small), tmp_path / "exact", encoder=encoder))
+    stepped = train(Run(linear(stage__0__epochs=5, **small), tmp_path / "sgd", encoder=encoder))
+    assert solved.metrics["ce"] < stepped.metrics["ce"]
+
+
+@pytest.mark.parametrize("changes", [{"stage__0__epochs": 2}, {"stage__0__augment": {"name": "crop-flip"}}], ids=str)
+def test_an_exact_head_has_no_use_for_epochs_or_views(
+    changes: dict[str, Any], encoder: Checkpoint, tmp_path: Path
+) -> None:
+    asked = {"stage__0__augment": {"name": "none"}, "stage__0__epochs": 1, "stage__0__method": "linear", **changes}
+    with pytest.raises(UsageError, match=r"--set stage\.0\.epochs=1 --set stage\.0\.augment\.name=none"):
+        train(Run(tiny(stage__0__options={"solver": "exact"}, **asked), tmp_path / "run", encoder=encoder))
+    assert not written(tmp_path)
+
+
+def test_a_smoke_run_needs_no_trained_encoder(tmp_path: Path) -> None:
+    for method in ("linear", "robust-linear", "finetune-at"):
+        told: list[Progress] = []
+        train(Run(protocol(method), tmp_path / method, steps=2), monitor=told.append)
+        assert told[-1].values[FULL]
+
+
+# few labels, and looks at what has none
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_stages_that_read_labels_get_the_share_they_may_read(tmp_path: Path) -> None:
+    SEEN.clear()
+    few = tiny(stage__0__method="test_training:Recorder", stage__0__epochs=1, labels=0.2, stage__0__batch=8)
+    train(Run(few, tmp_path / "run", seed=3))
+    kept, _ = data.hold_out(data.load("digits", Split.TRAIN, Path()), 1200)
+    allowed = {bytes(image.numpy()) for image in data.labelled(kept, 0.2, 3).pixels}
+    seen = {bytes(image.numpy()) for batch in SEEN for image in (batch * 255).round().to(torch.uint8)}
+    assert seen <= allowed
+    assert len(allowed) < 60
+
+
+@dataclass(frozen=True)
+class LabelFree(Recorder):
+    """A method that says it reads no labels."""
+
+    supervised: ClassVar[bool] = False
+
+
+def test_stages_that_read_no_labels_get_every_image(tmp_path: Path) -> None:
+    SEEN.clear()
+    few = tiny(stage__0__method="test_training:LabelFree", stage__0__epochs=1, stage__0__batch=79, labels=0.2)
+    train(Run(few, tmp_path / "run"))
+    assert sum(map(len, SEEN)) == 237
+
+
+@pytest.mark.parametrize("labels", [0.0, -0.1, 1.5, float("nan")])
+def test_a_share_of_labels_is_above_0_and_up_to_1(labels: float) -> None:
+    with pytest.raises(UsageError, match="labels must be a share above 0 and up to 1"):
+        tiny(labels=labels)
+
+
+def test_a_share_of_labels_that_leaves_a_class_empty_leaves_no_files(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"labels=0\.01 leaves no image of class"):
+        train(Run(tiny(labels=0.01), tmp_path / "run"), monitor=after(0))
+    assert not written(tmp_path)
+
+
+def test_stages_without_a_classifier_are_looked_at_now_and_then(tmp_path: Path) -> None:
+    train(Run(tiny("simclr-digits", stage__0__epochs=5, stage__0__probe=2, stage__1__epochs=2), tmp_path / "run"))
+    rows = rows_of(tmp_path / "run")
+    looked = [(row["stage"], row["epoch"]) for row in rows if "validation knn" in row]
+    assert looked == [(0, 2), (0, 4), (0, 5)]
+    assert all({"validation knn", "validation ridge"} <= set(row) for row in rows if "validation knn" in row)
+    assert all(0 < row["validation knn"] <= 1 for row in rows if "validation knn" in row)
+
+
+def test_looking_changes_no_weight(tmp_path: Path) -> None:
+    made = [
+        train(Run(tiny("simclr-digits", stage__0__probe=every, stage__1__epochs=1), tmp_path / str(every)))
+        for every in (0, 1)
+    ]
+    assert made[0].sha256 == made[1].sha256
+    assert not any("validation knn" in row for row in rows_of(tmp_path / "0"))
+
+
+def test_looks_read_no_more_labels_than_training_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: list[int] = []
+
+    def counted(nets: Nets, kept: data.Images, held: data.Images) -> dict[str, float]:
+        counts.append(len(kept))
+        return {}
+
+    monkeypatch.setattr(training, "probe", counted)
+    train(Run(tiny("simclr-digits", stage__0__probe=1, stage__1__epochs=1, labels=0.2), tmp_path / "run"))
+    assert counts == [len(data.labelled(data.hold_out(data.load("digits", Split.TRAIN, Path()), 1200)[0], 0.2, 0))] * 2
+
+
+# encoders for other data
+
+
+def own_images(folder: Path, size: int, classes: int) -> str:
+    generator = torch.Generator().manual_seed(0)
+    for part in ("train", "test"):
+        for label in range(classes):
+            (folder / part / str(label)).mkdir(parents=True)
+            for number in range(3):
+                pixels = torch.randint(256, (size, size, 3), generator=generator).to(torch.uint8)
+                Image.fromarray(pixels.numpy()).save(folder / part / str(label) / f"{number}.png")
+    return f"imagefolder:{folder}"
+
+
+def test_a_head_for_other_classes_and_another_size(tmp_path: Path) -> None:
+    source = own_images(tmp_path / "source", 8, 2)
+    target = own_images(tmp_path / "target", 12, 3)
+    small = {"validation": 0, "stage__0__batch": 6, "stage__0__epochs": 1}
+    encoder_ = train(Run(tiny(dataset=source, **small), tmp_path / "encoder"))
+    with pytest.raises(
+        CheckpointError, match=r"is cnn@width=2 for 3x8x8 images; .* for 3x12x12 images\. Use --resize 8$"
+    ):
+        train(Run(linear(dataset=target, **small), tmp_path / "run", encoder=encoder_))
+    asked = linear(dataset=target, resize=8, **small)
+    made = train(Run(asked, tmp_path / "run", encoder=encoder_))
+    assert (made.shape, made.classes) == ((3, 8, 8), 3)
+    assert made.recipe.dataset == f"{target}@resize=8"
+    again = open_checkpoint("run", tmp_path)
+    assert data.load(again.recipe.dataset, Split.TEST, Path()).shape == again.shape
+    before, after_ = encoder_.load().encoder.state_dict(), again.load().encoder.state_dict()
+    assert all(torch.equal(before[key], after_[key]) for key in before)
+
+
+def test_a_size_cannot_mend_other_channels(encoder: Checkpoint, tmp_path: Path) -> None:
+    target = own_images(tmp_path / "target", 8, 2)
+    with pytest.raises(CheckpointError, match=r"Use --dataset digits$"):
+        train(Run(linear(dataset=target, validation=0), tmp_path / "run", encoder=encoder))
+
+
+def test_a_checkpoint_without_an_encoder_has_no_place_for_a_head(tmp_path: Path) -> None:
+    made = train(Run(tiny(stage__0__epochs=1), tmp_path / "made"))
+    tensors = {key: value for key, value in load_file(made.folder / "best.safetensors").items() if "encoder" not in key}
+    content = save(tensors)
+    (made.folder / "best.safetensors").write_bytes(content)
+    described = json.loads((made.folder / "best.json").read_text())
+    (made.folder / "best.json").write_text(json.dumps({**described, "sha256": files.sha256(content)}))
+    with pytest.raises(CheckpointError, match=r"best\.safetensors holds no encoder"):
+        train(Run(linear(), tmp_path / "run", encoder=open_checkpoint("made", tmp_path)))
+    assert not (tmp_path / "run").exists() or not written(tmp_path / "run")
+
+
+def test_python_is_not_toml_when_it_comes_to_no() -> None:
+    # in the released code any text, False too, is true
+    for text in ("False", "no", "0", "off"):
+        with pytest.raises(UsageError, match=r"nesterov: expected bool"):
+            recipe.load("standard-digits", [assignment(f"stage.0.optimiser.nesterov={text}")])
+    assert (
+        not recipe.load("standard-digits", [assignment("stage.0.optimiser.nesterov=false")]).stage[0].optimiser.nesterov
+    )

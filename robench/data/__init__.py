@@ -9,9 +9,10 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from robench.errors import DataError
+from robench.errors import DataError, UsageError
 from robench.noise import permutation, seed_of
 from robench.registry import DATASETS
 
@@ -95,7 +96,7 @@ def load(name: str, split: Split, root: Path) -> Images:
     """One part of a data set.
 
     Args:
-        name: a registered name, `imagefolder:PATH` or `module:function`.
+        name: a registered name, `imagefolder:PATH` or `module:function`; `@resize=32` makes the images 32x32.
         split: `train` (with the validation images still inside, see `hold_out`) or `test`.
         root: the folder where downloads are kept.
 
@@ -105,8 +106,59 @@ def load(name: str, split: Split, root: Path) -> Images:
     """
     entry = DATASETS.entry(name)
     loader = DATASETS.load(entry)
-    images: Images = loader(split=split, root=root, **entry.options)
-    return Images(entry.name, split, images.pixels, images.y, images.classes)
+    options = dict(entry.options)
+    size = options.pop("resize", None)
+    images: Images = loader(split=split, root=root, **options)
+    pixels = images.pixels if size is None else resized(images.pixels, size)
+    return Images(entry.name, split, pixels, images.y, images.classes)
+
+
+def resized(pixels: Tensor, size: object) -> Tensor:
+    """Square images of a size in pixels, by bilinear interpolation with antialiasing, uint8 like the originals.
+
+    Raises:
+        UsageError: if the size is not a whole number of at least 1.
+    """
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise UsageError(f"resize must be a number of pixels of at least 1, such as 32, not {size!r}")
+    if tuple(pixels.shape[2:]) == (size, size):
+        return pixels
+    parts = [
+        F.interpolate(part.float(), size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+        .round()
+        .clamp(0, 255)
+        .to(torch.uint8)
+        for part in pixels.split(1000)
+    ]
+    return torch.cat(parts)
+
+
+def labelled(images: Images, share: float, seed: int) -> Images:
+    """The images whose labels may be used: the same share of every class, which ones by the seed.
+
+    Args:
+        images: training images.
+        share: in (0, 1].
+        seed: of the run.
+
+    Raises:
+        DataError: if that leaves a class without an image.
+    """
+    if share == 1:
+        return images
+    order = permutation(seed_of("labels", images.name, seed), len(images)).to(images.y.device)
+    chosen = []
+    for label in range(images.classes):
+        here = order[images.y[order] == label]
+        count = round(share * len(here))
+        if count == 0:
+            least = 0.5 / max(len(here), 1)
+            raise DataError(
+                f"labels={share:g} leaves no image of class {label} of {images.name}, which has {len(here)} to train on; "
+                + (f"use more than {least:.2g}" if len(here) else "it can only be trained on with labels=1")
+            )
+        chosen.append(here[:count])
+    return images.take(torch.cat(chosen).sort().values)
 
 
 def hold_out(images: Images, count: int) -> tuple[Images, Images | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -30,6 +31,7 @@ class SimCLR:
     trains: ClassVar[tuple[str, ...]] = ("encoder", "projector")
     supervised: ClassVar[bool] = False
     select: ClassVar[str] = "last"
+    fewest: ClassVar[int] = 2
 
     temperature: float = 0.5
     hidden: int = 2048
@@ -37,18 +39,28 @@ class SimCLR:
 
     def __post_init__(self) -> None:
         """Refuse a temperature that cannot divide."""
-        if not self.temperature > 0:
-            raise UsageError(f"temperature must be above 0, not {self.temperature}")
+        check_temperature("temperature", self.temperature)
 
     def heads(self, features: int, classes: int) -> dict[str, nn.Module]:
         """The projector."""
-        return {
-            "projector": nn.Sequential(
-                nn.Linear(features, self.hidden), nn.ReLU(), nn.Linear(self.hidden, self.dimensions)
-            )
-        }
+        return {"projector": projector(features, self.hidden, self.dimensions)}
 
     def terms(self, nets: Nets, batch: Batch, at: Moment) -> dict[str, Tensor]:
         """`contrastive`: the mean NT-Xent over both views as anchors."""
         z = nets.project(torch.cat(batch.views)).chunk(2)
         return {"contrastive": contrastive(z, temperature=self.temperature).mean()}
+
+
+def projector(features: int, hidden: int, dimensions: int) -> nn.Module:
+    """Two layers with biases, from features to embeddings."""
+    return nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, dimensions))
+
+
+def check_temperature(name: str, temperature: float) -> None:
+    """Refuse a temperature that cannot divide.
+
+    Raises:
+        UsageError: if it is not a finite number above 0; `name` opens the message.
+    """
+    if not 0 < temperature < math.inf:
+        raise UsageError(f"{name} must be above 0 and finite, not {temperature}; 0.5 is usual")

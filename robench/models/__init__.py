@@ -98,6 +98,6 @@ def build_nets(model: str, shape: tuple[int, int, int], dataset: str, normalise:
     if not isinstance(getattr(encoder, "features", None), int):
         raise UsageError(f"model {model!r}: its encoder needs an attribute `features`, the width of what it returns")
     half = (0.5,) * shape[0]
-    mean, std = _STATISTICS.get(dataset, (half, half))
+    mean, std = _STATISTICS.get(dataset.partition("@")[0], (half, half))
     nets = Nets(encoder, Normalise(mean, std) if normalise else nn.Identity())
     return nets.to(memory_format=torch.channels_last)
