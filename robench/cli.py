@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
     from robench.checkpoint import Checkpoint
     from robench.evaluation import Job
+    from robench.inference import Inference
     from robench.results import Failure, Result
+    from robench.suite import Suite
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -171,7 +173,10 @@ def train(
 
 @cli.command(short_help="Attack checkpoints: checkpoints/ -> results/")
 @click.argument("checkpoint", nargs=-1)
-@click.option("--attack", "attacks", multiple=True, required=True, help="An attack: robench list attacks. May repeat.")
+@click.option("--attack", "attacks", multiple=True, help="An attack: robench list attacks. May repeat.")
+@click.option(
+    "--suite", "suites", multiple=True, help="The columns of a paper's table: robench list suites. May repeat."
+)
 @click.option("--threat", "threats", multiple=True, type=Threat(), help="linf-8/255, l2-0.5, l1-12. May repeat.")
 @click.option(
     "--source",
@@ -182,6 +187,13 @@ def train(
 )
 @click.option("--count", type=int, help="The first COUNT test images; all by default.")
 @click.option("--dataset", help="Evaluate on another data set than the one trained on.")
+@click.option(
+    "--inference",
+    help="tsi: predict from many random augmentations (tsi@area=0.5,hue=0 for others than the recipe's). Attack it by "
+    "eot-pgd or autoattack-rand, which climb through them.",
+)
+@click.option("--draws", type=int, help="For --inference tsi: augmentations an answer is made of; 30 by default.")
+@click.option("--average", help="For --inference tsi: probabilities (the default) or votes.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the attacks.")
 @click.option("--batch", type=click.IntRange(min=1), default=500, show_default=True, help="Images at once.")
 @_device
@@ -192,10 +204,14 @@ def train(
 def evaluate(
     checkpoint: Sequence[str],
     attacks: Sequence[str],
+    suites: Sequence[str],
     threats: Sequence[ThreatModel],
     sources: Sequence[str],
     count: int | None,
     dataset: str | None,
+    inference: str | None,
+    draws: int | None,
+    average: str | None,
     seed: int,
     batch: int,
     device: str,
@@ -206,40 +222,54 @@ def evaluate(
 ) -> None:
     """Attack CHECKPOINTs (all under checkpoints/ by default) and store a result per cell.
 
-    Cells that are there already are skipped. Exit code 1 when a cell failed; the others still ran.
+    Cells that are there already are skipped. Exit code 1 when a cell failed; the others still ran. A suite attacks the
+    last epoch, as its paper does, unless a name ends in @best.
     """
     from robench.files import check_writable
     from robench.registry import ATTACKS
 
     for attack in attacks:
         ATTACKS.entry(attack)
+    wanted = _suites(suites, attacks, threats, sources, draws)
+    answers = _inference(inference, draws, average)
     check_writable(results)
 
-    from robench.checkpoint import open_checkpoint, runs
-    from robench.evaluation import Engine, unready
+    from robench.evaluation import Engine, plan_suite
     from robench.results import Store
-    from robench.terminal import say, watched
+    from robench.terminal import watched
 
-    targets = [open_checkpoint(name, checkpoints) for name in checkpoint]
-    if not checkpoint:
-        every = [open_checkpoint(str(folder), checkpoints) for folder in runs(checkpoints)]
-        targets = [each for each in every if not unready(each)]
-        for reason in filter(None, map(unready, every)):
-            say(f"left out: {reason}")
-    if not targets:
-        raise UsageError(f"there are no checkpoints to evaluate in {checkpoints}: robench train rocl, or robench demo")
     with watched() as monitor:
         engine = Engine(_torch_device(device, threads), data_root, batch, monitor)
-        jobs = engine.plan(
-            targets,
-            attacks=attacks,
-            threats=threats,
-            sources=[source for text in sources for source in _sources(text, targets, checkpoints)],
-            count=count,
-            seed=seed,
-            dataset=dataset,
-        )
-        told = _tell(engine.run(jobs, Store(results)))
+        jobs: list[Job] = []
+        if attacks:
+            targets = _targets(checkpoint, checkpoints)
+            jobs += engine.plan(
+                targets,
+                attacks=attacks,
+                threats=threats,
+                sources=[source for text in sources for source in _sources(text, targets, checkpoints)],
+                count=count,
+                seed=seed,
+                dataset=dataset,
+                inference=answers,
+            )
+        if wanted:
+            targets = _targets(checkpoint, checkpoints, last=True)
+            roles = any(suite.roles for suite in wanted)
+            named = [text for text in sources if text != "all"]
+            candidates = _targets(named, checkpoints, last=True, quiet=True) if roles else []
+            for suite in wanted:
+                jobs += plan_suite(
+                    engine,
+                    suite,
+                    targets,
+                    candidates=candidates,
+                    count=count,
+                    seed=seed,
+                    dataset=dataset,
+                    inference=answers,
+                )
+        told = _tell(engine.run(list({job.cell.key: job for job in jobs}.values()), Store(results)))
     _finish(told, results)
 
 
@@ -269,7 +299,7 @@ def report(form: str, table: str, dataset: str | None, results: Path, out: Path 
 
 
 @cli.command("list")
-@click.argument("what", type=Choice(["methods", "attacks", "datasets", "models", "recipes", "results"]))
+@click.argument("what", type=Choice(["methods", "attacks", "datasets", "models", "recipes", "results", "suites"]))
 @click.option("--format", "form", type=Choice(["terminal", "markdown"]), default="terminal", show_default=True)
 @_results
 def list_(what: str, form: str, results: Path) -> None:
@@ -310,6 +340,84 @@ def demo(checkpoints: Path, results: Path, device: str) -> None:
     _finish(told, results)
 
 
+def _suites(
+    names: Sequence[str],
+    attacks: Sequence[str],
+    threats: Sequence[ThreatModel],
+    sources: Sequence[str],
+    draws: int | None,
+) -> list[Suite]:
+    """The suites that were named; refuses what leaves nothing to do, or would not be heard.
+
+    Raises:
+        UsageError: naming what is missing or too much.
+    """
+    from robench.suite import suite
+
+    found = [suite(name) for name in names]
+    if not attacks and not found:
+        raise UsageError("nothing to do: name an --attack (robench list attacks) or a --suite (robench list suites)")
+    if threats and not attacks:
+        raise UsageError(f"--threat goes with --attack; suite {found[0].name} has threats of its own")
+    if sources and not attacks and not any(each.roles for each in found):
+        raise UsageError(f"--source goes with --attack or a suite of transfers; suite {found[0].name} is white-box")
+    if draws is not None and (own := [each.name for each in found if each.smooths]):
+        raise UsageError(f"suite {own[0]} says itself over how many draws; leave --draws out")
+    return found
+
+
+def _inference(text: str | None, draws: int | None, average: str | None) -> Inference | None:
+    """What `--inference`, `--draws` and `--average` say together.
+
+    Raises:
+        UsageError: for `--draws` or `--average` without `--inference`, or values it does not take.
+    """
+    from robench.inference import parse
+
+    if text is None:
+        if draws is not None or average is not None:
+            raise UsageError("--draws and --average are for --inference tsi")
+        return None
+    return parse(text, draws, average)
+
+
+def _targets(names: Sequence[str], root: Path, *, last: bool = False, quiet: bool = False) -> list[Checkpoint]:
+    """The checkpoints of some names, or every one under a folder that is ready.
+
+    Args:
+        names: runs; all under `root` when empty.
+        root: where runs are.
+        last: open the last epoch where a name does not say which.
+        quiet: do not say what was left out, nor mind if nothing is left.
+
+    Raises:
+        UsageError: if there is nothing.
+    """
+    from robench.checkpoint import open_checkpoint, runs
+    from robench.evaluation import unready
+    from robench.terminal import say
+
+    def opened(name: str) -> Checkpoint:
+        found = open_checkpoint(name, root)
+        named = "@" in name and found.folder.resolve().name != Path(name).name
+        return open_checkpoint(f"{name}@last", root) if last and not named and _has_last(found) else found
+
+    if names:
+        return [opened(name) for name in names]
+    every = [opened(str(folder)) for folder in runs(root)]
+    reasons = list(filter(None, map(unready, every)))
+    for reason in reasons if not quiet else []:
+        say(f"left out: {reason}")
+    targets = [each for each in every if not unready(each)]
+    if not targets and not quiet:
+        raise UsageError(f"there are no checkpoints to evaluate in {root}: robench train rocl, or robench demo")
+    return targets
+
+
+def _has_last(checkpoint: Checkpoint) -> bool:
+    return (checkpoint.folder / "last.json").is_file()
+
+
 def _sources(text: str, targets: Sequence[Checkpoint], root: Path) -> list[list[Checkpoint]]:
     """What `--source` names: one checkpoint, several joined by plus signs as one ensemble, or each target (`all`)."""
     from robench.checkpoint import open_checkpoint
@@ -343,14 +451,15 @@ def _tell(
     ran: Iterable[tuple[Job, Result | Failure, bool]], quiet: bool = False
 ) -> list[tuple[Result | Failure, bool]]:
     """Say what each cell gave, as it comes."""
-    from robench.results import Failure, column, safe
+    from robench.results import Failure, column, named, safe
     from robench.terminal import say
 
     told = []
     for _, record, there in ran:
         told.append((record, there))
         via = f" from {record.source.name}" if record.source else ""
-        what = f"{record.subject.name}{via}: {column(record.cell.attack, record.cell.threat)}"
+        name = named(record.subject, record.cell.inference)
+        what = f"{name}{via}: {column(record.cell.attack, record.cell.threat)}"
         if isinstance(record, Failure):
             say(f"FAILED  {what}: {safe(record.reason)}")
         elif not quiet:

@@ -22,10 +22,13 @@ TREES = {name: ast.parse(path.read_text()) for name, path in FILES.items()}
 LAYERS = (
     ("errors", "threat"),
     ("files", "spec", "registry", "provenance", "protocols"),
-    ("noise", "geometry", "losses", "door", "augment", "data", "models", "recipe", "results", "optimiser"),
+    (
+        *("noise", "geometry", "losses", "door", "augment", "data", "models", "recipe", "results", "optimiser"),
+        *("suite", "inference", "smoothed"),
+    ),
     ("attacks", "reporting", "listing"),
     ("methods",),
-    ("checkpoint", "run", "verdict", "training", "evaluation", "testing", "demo"),
+    ("checkpoint", "run", "verdict", "training", "evaluation", "testing", "demo", "sweep"),
     ("terminal", "cli"),
     ("__main__",),
 )
@@ -40,6 +43,8 @@ LIGHT = (
     "provenance",
     "protocols",
     "recipe",
+    "inference",
+    "suite",
     "results",
     "reporting",
     "listing",
