@@ -13,6 +13,7 @@ import click
 from robench import __version__
 from robench.errors import RobenchError, UsageError, nearest
 from robench.spec import assignment
+from robench.suite import SUITES
 from robench.threat import ThreatModel
 
 if TYPE_CHECKING:
@@ -277,10 +278,10 @@ def evaluate(
 @click.option("--format", "form", type=Choice(["terminal", "markdown", "csv"]), default="terminal", show_default=True)
 @click.option(
     "--table",
-    type=Choice(["all", "white-box", "transfer", "cells"]),
+    type=Choice(["all", "white-box", "transfer", "cells", *SUITES]),
     default="all",
     show_default=True,
-    help="CSV holds one table: `cells` (a row per result) unless named.",
+    help="A suite's table has ours beside the published. CSV holds one table: `cells` (a row per result) unless named.",
 )
 @click.option("--dataset", help="Only results on this data set.")
 @_results
@@ -473,11 +474,11 @@ def _tell(
 
 def _finish(told: Sequence[tuple[Result | Failure, bool]], results: Path) -> None:
     """The summary of an evaluation, what its numbers suggest, and its exit code."""
-    from robench.reporting import suspicions
+    from robench.reporting import apart, suspicions
     from robench.results import Failure, Result, safe
     from robench.terminal import say
 
-    records = [record for record, _ in told if isinstance(record, Result)]
+    records = apart(record for record, _ in told if isinstance(record, Result))
     flags = {f"{r.subject.name}: {note}" for r in records for note in r.notes if note.startswith("flag: ")}
     for text in [*sorted(flags), *suspicions(records)]:
         say(safe(text))
@@ -491,15 +492,17 @@ def _finish(told: Sequence[tuple[Result | Failure, bool]], results: Path) -> Non
 
 def _print(records: Sequence[Result | Failure], form: str, table: str, out: Path | None) -> None:
     """Render records to stdout or a file."""
-    from robench import reporting, terminal
+    from robench import comparison, reporting, terminal
     from robench.files import write
 
-    if form == "csv":
+    if form == "csv" and table in SUITES:
+        text = comparison.csv(records, SUITES[table])
+    elif form == "csv":
         text = reporting.csv(records, "cells" if table == "all" else table)
     elif table == "cells":
         raise UsageError("--table cells is for --format csv")
     else:
-        made = reporting.tables(records, table)
+        made = comparison.tables(records, SUITES[table]) if table in SUITES else reporting.tables(records, table)
         text = reporting.markdown(made) if form == "markdown" else terminal.text(made, file=out is not None)
     if out is not None:
         write(out, text.encode())

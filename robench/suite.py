@@ -105,11 +105,7 @@ SUITES = {
         Suite(
             "rocl-table2",
             "RoCL table 2: PGD-20 crafted on AT and TRADES, black-box",
-            tuple(
-                Column(f"PGD-20 from {role}", pgd(), ball, source=role)
-                for ball in (SEEN, FAR)
-                for role in ("pgd-at", "trades")
-            ),
+            tuple(Column("PGD-20", pgd(), ball, source=role) for ball in (SEEN, FAR) for role in ("pgd-at", "trades")),
             tables=("table 2",),
             notes=(LAST, ROUNDED, SOURCES),
             clean=False,
@@ -165,7 +161,7 @@ SUITES = {
             "rocl-fig3d",
             "RoCL figure 3d: PGD-20 crafted on AT against 1, 10 and 100 augmentation draws",
             tuple(
-                Column(f"PGD-20 from pgd-at, draws {draws}", pgd(), ball, "pgd-at", draws)
+                Column("PGD-20", pgd(), ball, "pgd-at", draws)
                 for draws in (1, 10, 100)
                 for ball in threats("linf-2/255", "linf-4/255", "linf-8/255", "linf-16/255", "linf-32/255")
             ),

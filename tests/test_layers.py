@@ -26,7 +26,7 @@ LAYERS = (
         *("noise", "geometry", "losses", "door", "augment", "data", "models", "recipe", "results", "optimiser"),
         *("suite", "inference", "smoothed"),
     ),
-    ("attacks", "reporting", "listing"),
+    ("attacks", "reporting", "comparison", "listing"),
     ("methods",),
     ("checkpoint", "run", "verdict", "training", "evaluation", "testing", "demo", "sweep"),
     ("terminal", "cli"),
@@ -47,6 +47,7 @@ LIGHT = (
     "suite",
     "results",
     "reporting",
+    "comparison",
     "listing",
 )
 

@@ -35,7 +35,7 @@ def test_every_column_can_be_run(name: str) -> None:
         adaptive = attack_for(column.adaptive, column.threat)
         assert adaptive.randomised  # type: ignore[attr-defined]
     assert all(role in METHODS.rows for role in found.roles)
-    keys = [(column.label, column.threat) for column in found.columns]
+    keys = [(column.label, column.threat, column.source, column.draws) for column in found.columns]
     assert len(set(keys)) == len(keys)
 
 
