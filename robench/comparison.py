@@ -353,9 +353,8 @@ def _table(compared: Comparison, others: Sequence[tuple[str, str, int, int]]) ->
     columns = compared.columns
     head = [("", "", "", "", "checkpoint")]
     for column in columns:
-        kinds = ["ours", "paper", "diff"]
-        kinds += ["adaptive"] if compared.smoothed and column is not None and not column.source else []
-        head += [(*_heads(column), kind) for kind in kinds]
+        seen = compared.smoothed and column is not None and not column.source
+        head += [(*_heads(column), "")] + ([(*_heads(column), "adaptive")] if seen else [])
     marks = _marks(compared.entries)
     rows = []
     for start in range(0, len(compared.entries), len(columns)):
@@ -375,15 +374,16 @@ def _heads(column: Column | None) -> tuple[str, str, str, str]:
 
 
 def _cells(entry: Entry, marks: Mapping[str, int], smoothed: bool) -> list[str]:
-    """Ours, the paper's, the difference, and the adaptive one where the table has it."""
+    """`ours (paper, difference)`, and the adaptive number where the table has it."""
     ours, paper, gap = entry.ours, entry.published, entry.difference
-    mark = f" ({marks[paper.note]})" if paper is not None and paper.note else ""
-    decimals = 2 if ours is not None and len(ours) >= 1000 else 1
-    cells = [
-        ABSENT if ours is None else accuracy([ours]),
-        ABSENT if paper is None else f"{100 * paper.accuracy:.2f}{mark}",
-        ABSENT if gap is None else f"{gap:+.{decimals}f}",
-    ]
+    text = ABSENT if ours is None else accuracy([ours])
+    if paper is not None:
+        mark = f" [{marks[paper.note]}]" if paper.note else ""
+        decimals = 2 if ours is not None and len(ours) >= 1000 else 1
+        text += f" ({100 * paper.accuracy:.2f}{mark}" + (")" if gap is None else f", {gap:+.{decimals}f})")
+    elif ours is not None:
+        text += f" ({ABSENT})"
+    cells = [text]
     if smoothed and entry.column is not None and not entry.column.source:
         cells.append(accuracy([r.robust for r in entry.adaptive]) if entry.adaptive else ABSENT)
     return cells
@@ -398,8 +398,8 @@ def _marks(entries: Iterable[Entry]) -> dict[str, int]:
 def _notes(compared: Comparison, marks: Mapping[str, int]) -> list[str]:
     """What a reader of the table must know."""
     suite, entries = compared.suite, compared.entries
-    notes = ["Accuracy in per cent; diff: ours minus the paper's, in points."]
-    notes += [f"({number}) {safe(note)}." for note, number in marks.items()]
+    notes = ["Accuracy in per cent: ours (the paper's, ours minus the paper's in points)."]
+    notes += [f"[{number}] {safe(note)}." for note, number in marks.items()]
     said = sorted({safe(entry.published.table) for entry in entries if entry.published is not None})
     notes += [f"paper: {'; '.join(said)}."] if said else []
     if said:
