@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from robench.checkpoint import Checkpoint
     from robench.evaluation import Job
     from robench.inference import Inference
+    from robench.reporting import Table
     from robench.results import Failure, Result
     from robench.suite import Suite
 
@@ -274,6 +275,91 @@ def evaluate(
     _finish(told, results)
 
 
+@cli.command(short_help="Train and attack a grid of recipes: one table of settings")
+@click.argument("recipe")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE,VALUE",
+    help="Values of a recipe key, or of seed, to go through: stage.0.options.regularise=1/16,1/256. May repeat.",
+)
+@click.option(
+    "--attack", "attacks", multiple=True, default=("pgd-20",), show_default=True, help="An attack. May repeat."
+)
+@click.option("--threat", "threats", multiple=True, type=Threat(), help="By default what each run trains against.")
+@click.option("--count", type=int, help="The first COUNT test images; all by default.")
+@click.option("--encoder", metavar="CHECKPOINT", help="Start every run from the encoder of a trained checkpoint.")
+@click.option("--batch", type=click.IntRange(min=1), default=500, show_default=True, help="Images at once, in attacks.")
+@click.option("--plan", "only_plan", is_flag=True, help="Print the runs and stop.")
+@click.option("--format", "form", type=Choice(["terminal", "markdown"]), default="terminal", show_default=True)
+@_device
+@_threads
+@_data
+@_checkpoints
+@_results
+def sweep(
+    recipe: str,
+    settings: Sequence[str],
+    attacks: Sequence[str],
+    threats: Sequence[ThreatModel],
+    count: int | None,
+    encoder: str | None,
+    batch: int,
+    only_plan: bool,
+    form: str,
+    device: str,
+    threads: int | None,
+    data_root: Path,
+    checkpoints: Path,
+    results: Path,
+) -> None:
+    """Train every combination of settings of a RECIPE, attack it, and print one table.
+
+    \b
+    robench sweep rocl --set stage.0.options.regularise=1/16,1/256 --set seed=0,1,2
+
+    What is trained or evaluated already is taken as it is, so an interrupted sweep goes on where it stopped. Exit code 1
+    when a cell failed; the others still ran.
+    """  # noqa: D301 (to click the escape means: keep these lines)
+    from robench import sweep as sweeps
+    from robench.checkpoint import open_checkpoint
+    from robench.files import check_writable
+    from robench.terminal import rows, say, watched
+
+    points = sweeps.grid(recipe, sweeps.axes(settings))
+    plan = sweeps.Plan(
+        checkpoints=checkpoints,
+        results=results,
+        attacks=tuple(attacks),
+        threats=tuple(threats),
+        count=count,
+        device=_torch_device(device, threads),
+        data_root=data_root,
+        batch=batch,
+        encoder=open_checkpoint(encoder, checkpoints) if encoder else None,
+    )
+    states = sweeps.check(points, plan)
+    if only_plan:
+        lines = [
+            [each.name, ", ".join(f"{key} = {value}" for key, value in each.setting), str(each.seed), states[each.name]]
+            for each in points
+        ]
+        rows(["run", "setting", "seed", "state"], lines)
+        return
+    check_writable(checkpoints)
+    check_writable(results)
+    missing = sum(state != "trained" for state in states.values())
+    say(f"sweep of {recipe}: {len(points)} runs, {missing} to train -> {checkpoints}")
+    ran, told = [], []
+    with watched() as monitor:
+        for point, cells in sweeps.run(points, plan, monitor):
+            told += _tell(cells)
+            ran.append((point, [record for _, record, _ in cells]))
+    _show(sweeps.table(recipe, ran), form)
+    _finish(told, results)
+
+
 @cli.command(short_help="Print the tables of results/.")
 @click.option("--format", "form", type=Choice(["terminal", "markdown", "csv"]), default="terminal", show_default=True)
 @click.option(
@@ -508,6 +594,13 @@ def _print(records: Sequence[Result | Failure], form: str, table: str, out: Path
         write(out, text.encode())
     else:
         click.echo(text, nl=False)
+
+
+def _show(made: Sequence[Table], form: str) -> None:
+    """Print tables to stdout."""
+    from robench import reporting, terminal
+
+    click.echo(reporting.markdown(made) if form == "markdown" else terminal.text(made), nl=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

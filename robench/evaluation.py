@@ -20,6 +20,7 @@ from robench.inference import Inference
 from robench.models import Nets
 from robench.protocols import Attack, Monitor, Progress, unwatched
 from robench.provenance import provenance
+from robench.recipe import Recipe
 from robench.registry import ATTACKS, DATASETS
 from robench.results import Cell, Failure, Result, Store, Subject, column, named
 from robench.smoothed import Glimpse, Smoothed
@@ -135,7 +136,7 @@ class Engine:
             others: list[Source | None] = [s for s in every if checkpoint.sha256 not in s.sha256] if every else [None]
             for source in others:
                 for text in attacks:
-                    for threat in list(threats) or [_usual_threat(checkpoint)]:
+                    for threat in list(threats) or [usual_threat(checkpoint.recipe, checkpoint.name)]:
                         attack = _aimed(text, threat, crosses=source is not None or inference is not None)
                         cell = Cell(
                             checkpoint=checkpoint.sha256,
@@ -427,13 +428,21 @@ def unready(checkpoint: Checkpoint) -> str:
     return ""
 
 
-def _usual_threat(checkpoint: Checkpoint) -> ThreatModel:
-    """What the checkpoint was trained against, or else its data set's usual threat."""
-    if checkpoint.recipe.threat is not None:
-        return checkpoint.recipe.threat
-    usual = DATASETS.entry(checkpoint.recipe.dataset).facts.get("threat")
+def usual_threat(recipe: Recipe, name: str) -> ThreatModel:
+    """What a recipe trains against, or else its data set's usual threat.
+
+    Args:
+        recipe: of a checkpoint.
+        name: how messages call what it trained.
+
+    Raises:
+        UsageError: if there is neither.
+    """
+    if recipe.threat is not None:
+        return recipe.threat
+    usual = DATASETS.entry(recipe.dataset).facts.get("threat")
     if usual is None:
-        raise UsageError(f"{checkpoint.name} was trained against no threat: name one, such as --threat linf-8/255")
+        raise UsageError(f"{name} was trained against no threat: name one, such as --threat linf-8/255")
     return ThreatModel.parse(usual)
 
 
