@@ -325,6 +325,7 @@ def sweep(
     from robench import sweep as sweeps
     from robench.checkpoint import open_checkpoint
     from robench.files import check_writable
+    from robench.recipe import load
     from robench.terminal import rows, say, watched
 
     points = sweeps.grid(recipe, sweeps.axes(settings))
@@ -356,7 +357,7 @@ def sweep(
         for point, cells in sweeps.run(points, plan, monitor):
             told += _tell(cells)
             ran.append((point, [record for _, record, _ in cells]))
-    _show(sweeps.table(recipe, ran), form)
+    _show(sweeps.table(recipe, ran, load(recipe).published), form)
     _finish(told, results)
 
 
@@ -554,7 +555,9 @@ def _tell(
             note = "  (was there already)" if there else f"  {record.seconds:.1f} s"
             norm = "" if record.median_norm is None else f", median norm {record.median_norm:.3g}"
             accuracy = f"clean {100 * sum(record.clean) / n:.1f} %, robust {100 * sum(record.robust) / n:.1f} %"
-            say(f"{what}  {accuracy}{norm}, n {n}{note}")
+            answers = record.cell.inference
+            alone = ", not adaptive" if answers and not answers.adaptive and not record.source else ""
+            say(f"{what}  {accuracy}{norm}, n {n}{alone}{note}")
     return told
 
 

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from robench import recipe, reporting
 from robench.errors import StoreError, UsageError
@@ -20,12 +21,15 @@ from robench.reporting import ABSENT, Table, accuracy
 from robench.results import Failure, Result, Subject, safe
 from robench.spec import digest
 from robench.suite import Column, Suite
-from robench.threat import ThreatModel
+from robench.threat import ThreatModel, number
 
 Load = Callable[[str], Recipe]
 
 CLOSE = 0.005  # relative; papers print 8/255 as 0.0314 or 0.031
 SMOOTHED = re.compile(r"tinf|\btsi\b|smoothed", re.IGNORECASE)
+QUALIFIES = re.compile(  # what may follow an attack's name; anything else makes it another one
+    r"draws? \d+|\d+ draws?|\d+ steps|steps not stated|(?:from|on) [\w-]+|[\w-]+ (?:source|src)|tinf.*|tsi.*|smoothed.*"
+)
 ROLES = {"pgd-at": r"pgd-at|(?-i:AT)|adversarial training", "trades": "trades"}  # how papers name the methods
 
 
@@ -58,10 +62,10 @@ class Entry:
 
     @property
     def difference(self) -> float | None:
-        """Ours minus the paper's, in points."""
+        """Ours minus the paper's, as fractions."""
         if self.ours is None or self.published is None:
             return None
-        return 100 * (sum(self.ours) / len(self.ours) - self.published.accuracy)
+        return sum(self.ours) / len(self.ours) - self.published.accuracy
 
 
 @dataclass(frozen=True)
@@ -228,30 +232,62 @@ def published(
     if not draws and result.cell.inference is not None:
         draws = result.cell.inference.draws
     ranked = []
-    for number, each in enumerate(found.published):
+    known_of = settings(found)
+    for position, each in enumerate(found.published):
         place = _place(each, suite)
-        near = _nearness(each, column)
-        if place is not None and near is not None and _smoothed_alike(each, draws) and _as_long(each, found):
-            ranked.append((place, near, number))
+        near = nearness(each, column)
+        if place is not None and near is not None and _smoothed_alike(each, draws) and agrees(each, known_of):
+            ranked.append((place, near, position))
     return found.published[min(ranked)[2]] if ranked else None
+
+
+def for_settings(
+    figures: Sequence[Published], column: Column | None, known: Mapping[str, Any], changed: Iterable[str]
+) -> Published | None:
+    """The figure of an ablation: it names every setting that was changed, and all it names is so.
+
+    Args:
+        figures: of the recipe that was changed.
+        column: what it was attacked with; None for clean accuracy.
+        known: all settings by their names, as `settings` gives them.
+        changed: the names of those that were changed.
+    """
+    ranked = []
+    for position, each in enumerate(figures):
+        near = nearness(each, column)
+        names = said(each, known)
+        if near is not None and set(changed) <= names.keys() and agrees(each, known) and _smoothed_alike(each, 0):
+            ranked.append((near, -len(names), position))
+    return figures[min(ranked)[2]] if ranked else None
+
+
+def beside(text: str, paper: Published | None, ours: float | None, decimals: int, mark: str = "") -> str:
+    """`ours (paper, difference)`, where the two are fractions and the text shows ours."""
+    if paper is None:
+        return text if ours is None else f"{text} ({ABSENT})"
+    gap = "" if ours is None else f", {100 * (ours - paper.accuracy):+.{decimals}f}"
+    return f"{text} ({100 * paper.accuracy:.2f}{mark}{gap})"
 
 
 def _place(each: Published, suite: Suite) -> int | None:
     """How early among a suite's tables a figure's table is; None when it is of another."""
     if not suite.tables:
         return 0
-    for number, name in enumerate(suite.tables):
+    for position, name in enumerate(suite.tables):
         if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", each.table, re.IGNORECASE):
-            return number
+            return position
     return None
 
 
-def _nearness(each: Published, column: Column | None) -> int | None:
+def nearness(each: Published, column: Column | None) -> int | None:
     """0 where a figure says all that a column does; more the less it says; None where it says something else."""
-    attack = each.attack.lower()
+    attack, *more = (part.strip().lower() for part in each.attack.split(","))
+    if any(not QUALIFIES.fullmatch(part) for part in more):
+        return None
     if column is None:
-        return 0 if attack.strip() == "clean" and each.threat is None else None
-    if (said := _family(attack)) is None or said != _family(column.attack):
+        return 0 if attack == "clean" and each.threat is None and not _crafted_on(each) else None
+    attack = ", ".join((attack, *more))
+    if (family := _family(attack)) is None or family != _family(column.attack):
         return None
     if not _crafted_alike(each, column):
         return None
@@ -292,31 +328,71 @@ def _steps(text: str) -> int | None:
 
 def _crafted_alike(each: Published, column: Column) -> bool:
     """Whether a figure was crafted on what a column is crafted on."""
-    said = f"{each.attack}; {each.table}; {each.note}"
-    roles = {
+    roles = _crafted_on(each)
+    if not column.source:
+        return not roles and not re.search(r"crafted on|black[- ]box", _words(each), re.IGNORECASE)
+    return column.source in roles
+
+
+def _crafted_on(each: Published) -> set[str]:
+    """The methods whose models a figure says it was crafted on."""
+    return {
         role
         for role, words in ROLES.items()
-        if re.search(rf"\b(?:from|on|source:?) (?:{words})\b|\b(?:{words}) (?:source|src)\b", said, re.IGNORECASE)
+        if re.search(
+            rf"\b(?:from|on|source:?) (?:{words})\b|\b(?:{words}) (?:source|src)\b", _words(each), re.IGNORECASE
+        )
     }
-    crosses = bool(roles) or bool(re.search(r"crafted on|black[- ]box", said, re.IGNORECASE))
-    if not column.source:
-        return not crosses
-    return column.source in roles or (column.source not in ROLES and column.source in said)
+
+
+def _words(each: Published) -> str:
+    """All a figure says of itself."""
+    return f"{each.attack}; {each.table}; {each.note}"
 
 
 def _smoothed_alike(each: Published, draws: int) -> bool:
     """Whether a figure is of a classifier smoothed over so many draws (0: of a plain one)."""
-    said = f"{each.attack}; {each.table}; {each.note}"
-    count = re.search(r"(\d+) draws?\b|\bdraws? (\d+)", said, re.IGNORECASE)
-    if not SMOOTHED.search(said) and count is None:
+    text = _words(each)
+    count = re.search(r"(\d+) draws?\b|\bdraws? (\d+)", text, re.IGNORECASE)
+    if not SMOOTHED.search(text) and count is None:
         return draws == 0
     return draws > 0 and (count is None or draws in {int(text) for text in count.groups() if text})
 
 
-def _as_long(each: Published, recipe: Recipe) -> bool:
-    """Whether a figure of a curve over epochs is of as many as the recipe has."""
-    said = re.search(r"(\d+) epochs", each.table)
-    return said is None or int(said[1]) == recipe.stage[0].epochs
+def settings(recipe: Recipe) -> dict[str, Any]:
+    """What a figure may say of the recipe that it belongs to: its data set, model, and the settings of its first stage."""
+    first = recipe.stage[0]
+    known = {"dataset": recipe.dataset, "model": recipe.model, "epochs": first.epochs, "batch": first.batch}
+    return {**first.options, **known}
+
+
+def said(each: Published, known: Iterable[str]) -> dict[str, str]:
+    """The settings a figure names beside its table: `regularise 1/16`, `batch 128`, `epoch 50`, `CIFAR-100`, `ResNet-18`."""
+    keys = set(known)
+    found = {}
+    for part in each.table.split(","):
+        text = part.strip()
+        if match := re.fullmatch(r"epochs? (\d+)|(\d+) epochs", text, re.IGNORECASE):
+            found["epochs"] = match[1] or match[2]
+        elif re.fullmatch(r"(?:CIFAR|STL)-?\d+", text, re.IGNORECASE):
+            found["dataset"] = text.lower().replace("-", "")
+        elif re.fullmatch(r"ResNet-?\d+", text, re.IGNORECASE):
+            found["model"] = text.lower().replace("-", "")
+        elif (match := re.fullmatch(r"(\w+) (\S+)", text)) and match[1] in keys:
+            found[match[1]] = match[2]
+    return found
+
+
+def agrees(each: Published, known: Mapping[str, Any]) -> bool:
+    """Whether a recipe has the settings a figure names."""
+    return all(_equal(text, known[key]) for key, text in said(each, known).items())
+
+
+def _equal(text: str, value: Any) -> bool:
+    try:
+        return math.isclose(number(text, ""), number(str(value), ""))
+    except UsageError:
+        return text.lower() == str(value).lower()
 
 
 def _close(one: ThreatModel, other: ThreatModel) -> bool:
@@ -375,14 +451,11 @@ def _heads(column: Column | None) -> tuple[str, str, str, str]:
 
 def _cells(entry: Entry, marks: Mapping[str, int], smoothed: bool) -> list[str]:
     """`ours (paper, difference)`, and the adaptive number where the table has it."""
-    ours, paper, gap = entry.ours, entry.published, entry.difference
+    ours, paper = entry.ours, entry.published
     text = ABSENT if ours is None else accuracy([ours])
-    if paper is not None:
-        mark = f" [{marks[paper.note]}]" if paper.note else ""
-        decimals = 2 if ours is not None and len(ours) >= 1000 else 1
-        text += f" ({100 * paper.accuracy:.2f}{mark}" + (")" if gap is None else f", {gap:+.{decimals}f})")
-    elif ours is not None:
-        text += f" ({ABSENT})"
+    mark = f" [{marks[paper.note]}]" if paper is not None and paper.note else ""
+    share = None if ours is None else sum(ours) / len(ours)
+    text = beside(text, paper, share, 2 if ours is not None and len(ours) >= 1000 else 1, mark)
     cells = [text]
     if smoothed and entry.column is not None and not entry.column.source:
         cells.append(accuracy([r.robust for r in entry.adaptive]) if entry.adaptive else ABSENT)
@@ -400,9 +473,9 @@ def _notes(compared: Comparison, marks: Mapping[str, int]) -> list[str]:
     suite, entries = compared.suite, compared.entries
     notes = ["Accuracy in per cent: ours (the paper's, ours minus the paper's in points)."]
     notes += [f"[{number}] {safe(note)}." for note, number in marks.items()]
-    said = sorted({safe(entry.published.table) for entry in entries if entry.published is not None})
-    notes += [f"paper: {'; '.join(said)}."] if said else []
-    if said:
+    told = sorted({safe(entry.published.table) for entry in entries if entry.published is not None})
+    notes += [f"paper: {'; '.join(told)}."] if told else []
+    if told:
         notes.append(
             "Published figures are found by the name of the recipe: a run with changed settings stands beside the figures "
             "of the unchanged one."
@@ -452,7 +525,7 @@ def csv(records: Iterable[Result | Failure], suite: Suite, load: Load = recipe.l
             "source": entry.result.source.name if entry.column and entry.result and entry.result.source else "",
             "ours": None if entry.ours is None else sum(entry.ours) / len(entry.ours),
             "published": entry.published.accuracy if entry.published else None,
-            "difference": None if entry.difference is None else round(entry.difference / 100, 6),
+            "difference": None if entry.difference is None else round(entry.difference, 6),
             "adaptive": _all_right(entry.adaptive),
             "published_table": entry.published.table if entry.published else "",
             "note": entry.published.note if entry.published else "",

@@ -10,24 +10,26 @@ import itertools
 import re
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from robench import comparison, reporting, training
 from robench import recipe as recipes
-from robench import reporting, training
 from robench.attacks import attack_for
 from robench.checkpoint import Checkpoint, open_checkpoint
 from robench.errors import UsageError
 from robench.evaluation import Engine, Job, usual_threat
 from robench.methods import method_for
 from robench.protocols import Monitor, Progress, unwatched
-from robench.recipe import Recipe
+from robench.recipe import Published, Recipe
 from robench.reporting import ABSENT, Table
 from robench.results import Failure, Result, Store, safe
 from robench.run import Run, finished, holds
 from robench.spec import assignment, digest
+from robench.suite import Column
 from robench.threat import ThreatModel
 
 LONGEST = 120  # characters of a folder's name
@@ -210,26 +212,32 @@ def run(points: Sequence[Point], plan: Plan, monitor: Monitor = unwatched) -> It
         yield point, list(engine.run(jobs, Store(plan.results)))
 
 
-def table(name: str, ran: Sequence[tuple[Point, Sequence[Result | Failure]]]) -> list[Table]:
+def table(
+    name: str, ran: Sequence[tuple[Point, Sequence[Result | Failure]]], figures: Sequence[Published] = ()
+) -> list[Table]:
     """One table of a sweep: a row for each setting, clean and robust accuracy over its seeds.
 
     Args:
         name: of the recipe.
         ran: every run with its records.
+        figures: the recipe's published ones; those of an ablation stand beside the settings they name.
     """
     records = [record for _, own in ran for record in own]
     columns = list(dict.fromkeys((record.cell.threat, record.cell.attack) for record in records))
     columns.sort(key=lambda each: [record.cell.threat for record in records].index(each[0]))
     fixed = [pair for pair in ran[0][0].setting if all(pair in point.setting for point, _ in ran)]
-    rows: dict[tuple[tuple[str, str], ...], list[Sequence[Result | Failure]]] = {}
+    rows: dict[tuple[tuple[str, str], ...], list[tuple[Point, Sequence[Result | Failure]]]] = {}
     for point, own in ran:
-        rows.setdefault(tuple(pair for pair in point.setting if pair not in fixed), []).append(own)
-    lines = []
-    for setting, seeds in rows.items():
-        cells = [_over_seeds([_clean(own) for own in seeds])]
-        cells += [_over_seeds([_robust(own, *column) for own in seeds]) for column in columns]
+        rows.setdefault(tuple(pair for pair in point.setting if pair not in fixed), []).append((point, own))
+    lines, used = [], []
+    for setting, several in rows.items():
+        found = [_figure(several[0][0], figures, column) for column in (None, *columns)]
+        seeds = [[_clean(own) for _, own in several]]
+        seeds += [[_robust(own, *column) for _, own in several] for column in columns]
         label = ", ".join(f"{key} = {value}" for key, value in setting) or "as it is"
-        lines.append(("", safe(label), f"{len(seeds)} seed" + "s" * (len(seeds) > 1), *cells))
+        cells = [_over_seeds(bits, figure) for bits, figure in zip(seeds, found, strict=True)]
+        lines.append(("", safe(label), f"{len(several)} seed" + "s" * (len(several) > 1), *cells))
+        used += [figure for figure in found if figure is not None]
     head = (
         ("", "", "", *(str(threat) for threat, _ in columns)),
         ("setting", "seeds", "clean", *(safe(attack) for _, attack in columns)),
@@ -238,8 +246,12 @@ def table(name: str, ran: Sequence[tuple[Point, Sequence[Result | Failure]]]) ->
         "Accuracy in per cent; mean +- standard deviation (n - 1) over seeds of training, where there are several.",
         "A robust accuracy is an upper bound, as strong as the attack is.",
     ]
-    if any(ABSENT in line or " of " in cell for line in lines for cell in line[3:]):
+    if any(cell.startswith(ABSENT) or " of " in cell for line in lines for cell in line[3:]):
         notes.append(f"{ABSENT}: not evaluated; (a of b): only a of b seeds have a result.")
+    if used:
+        notes.append("(a, b): a as published for these settings, b ours minus that, in points.")
+        notes.append(f"paper: {'; '.join(sorted({safe(figure.table) for figure in used}))}.")
+        notes += sorted({f"paper, {safe(figure.table)}: {safe(figure.note)}." for figure in used if figure.note})
     told = [", ".join(f"{key} = {value}" for key, value in fixed)] if fixed else []
     sizes = sorted({(record.subject.dataset, record.cell.count) for record in records})
     told += [f"{dataset}, {count:,} test images" for dataset, count in sizes]
@@ -257,17 +269,30 @@ def _robust(own: Sequence[Result | Failure], threat: ThreatModel, attack: str) -
     return found[0].robust if found else None
 
 
-def _over_seeds(seeds: Sequence[Sequence[bool] | None]) -> str:
-    """The mean over seeds with its standard deviation, or the one number there is."""
+def _figure(point: Point, figures: Sequence[Published], column: tuple[ThreatModel, str] | None) -> Published | None:
+    """What was published for the settings of a point."""
+    if not figures:
+        return None
+    first = point.recipe.stage[0]
+    method: Any = method_for(first.method, first.options)
+    known = {each.name: getattr(method, each.name) for each in fields(method)} | comparison.settings(point.recipe)
+    asked = Column(column[1], column[1], column[0]) if column else None
+    return comparison.for_settings(figures, asked, known, [label for label, _ in point.setting])
+
+
+def _over_seeds(seeds: Sequence[Sequence[bool] | None], figure: Published | None = None) -> str:
+    """The mean over seeds with its standard deviation, or the one number there is, and what was published beside it."""
     there = [bits for bits in seeds if bits is not None]
     if not there:
-        return ABSENT
+        return ABSENT if figure is None else comparison.beside(ABSENT, figure, None, 1)
     shares = [100 * sum(bits) / len(bits) for bits in there]
     decimals = 2 if min(map(len, there)) >= 1000 else 1
     text = f"{statistics.fmean(shares):.{decimals}f}"
     if len(shares) > 1:
         text += f" +- {statistics.stdev(shares):.{decimals}f}"
-    return text if len(there) == len(seeds) else f"{text} ({len(there)} of {len(seeds)})"
+    if len(there) < len(seeds):
+        text += f" ({len(there)} of {len(seeds)})"
+    return text if figure is None else comparison.beside(text, figure, statistics.fmean(shares) / 100, decimals)
 
 
 def _seed(text: str) -> int:

@@ -422,11 +422,68 @@ def test_attacks_are_understood(attack: str, family: str | None, steps: int | No
     assert comparison._steps(attack) == steps
 
 
+def test_a_figure_with_more_to_its_attack_is_another() -> None:
+    column = Column("PGD-20", PGD20, LINF)
+    assert comparison.nearness(published("PGD-20, rotation pre-training", 0.5, "linf-8/255"), column) is None
+    assert comparison.nearness(published("clean, rotation pre-training", 0.5), None) is None
+    assert comparison.nearness(published("clean, draws 30", 0.5), None) == 0
+    assert comparison.nearness(published("PGD, 20 steps", 0.5, "linf-8/255"), column) == 0
+
+
+@pytest.mark.parametrize(
+    ("table", "settings", "agrees"),
+    [
+        ("table 1, ResNet-18", {}, True),
+        ("table 1, ResNet-50", {}, False),
+        ("table 7, ResNet-18, CIFAR-100", {}, False),
+        (
+            "table 9, CIFAR-10, regularise 1/256, attack_target other",
+            {"regularise": "1/256", "attack_target": "other"},
+            True,
+        ),
+        ("table 9, CIFAR-10, regularise 1/256, attack_target original", {"attack_target": "other"}, False),
+        ("table 10, regularise 1/16", {"regularise": 0.0625}, True),
+        ("table 10, regularise 1/16", {"regularise": 1 / 32}, False),
+        ("table 11, batch 128", {"batch": 128}, True),
+        ("figure 3c, epoch 200", {"epochs": 200}, True),
+        ("somebody's, 110 epochs, weight decay 5e-4", {"epochs": 100}, False),
+        ("independent re-implementation", {}, True),
+    ],
+)
+def test_a_figure_may_say_what_it_was_trained_with(table: str, settings: dict[str, Any], agrees: bool) -> None:
+    known = {"dataset": "cifar10", "model": "resnet18", "epochs": 1000, "batch": 512, "regularise": "1/256", **settings}
+    assert comparison.agrees(published("clean", 0.5, table=f"{PAPER}, {table}"), known) is agrees
+
+
+def test_an_ablations_figure_names_all_that_was_changed() -> None:
+    figures = [
+        published("clean", 0.1),
+        published("clean", 0.2, table="table 10, regularise 1/16"),
+        published("clean", 0.3, table="table 11, batch 128, regularise 1/16"),
+        published("PGD-20", 0.4, "linf-8/255", "table 10, regularise 1/16"),
+    ]
+    known = {"dataset": "cifar10", "model": "resnet18", "epochs": 500, "batch": 128, "regularise": "1/16", "steps": 7}
+
+    def found(changed: list[str], column: Column | None = None, **other: Any) -> float | None:
+        each = comparison.for_settings(figures, column, {**known, **other}, changed)
+        return each and each.accuracy
+
+    assert found(["regularise"]) == 0.3  # which says more of it
+    assert found(["regularise"], batch=256) == 0.2
+    assert found(["batch", "regularise"]) == 0.3
+    assert found(["batch", "regularise"], batch=256) is None
+    assert found(["steps"]) is None
+    assert found(["regularise"], regularise="1/32") is None
+    assert found(["regularise"], Column("", PGD20, LINF)) == 0.4
+    assert found(["regularise"], Column("", PGD20, FAR)) is None
+    assert found([]) == 0.3
+
+
 def test_columns_without_a_role_match_no_transfer_figure() -> None:
     white, black = Column("PGD-20", PGD20, LINF), Column("PGD-20 from pgd-at", PGD20, LINF, "pgd-at")
-    for said in ("PGD-20 from AT", "PGD-20 (AT source)", "PGD-20 crafted on AT", "PGD-20 on pgd-at"):
+    for said in ("PGD-20 from AT", "PGD-20, AT source", "PGD-20 on AT", "PGD-20 on pgd-at"):
         each = published(said, 0.5, "linf-8/255")
-        assert comparison._nearness(each, white) is None
-        assert comparison._nearness(each, black) == 0
-    assert comparison._nearness(published("PGD-20", 0.5, "linf-8/255"), black) is None
-    assert comparison._nearness(published("PGD-20", 0.5, "linf-8/255", note="looks better at 16/255"), white) == 0
+        assert comparison.nearness(each, white) is None
+        assert comparison.nearness(each, black) == 0
+    assert comparison.nearness(published("PGD-20", 0.5, "linf-8/255"), black) is None
+    assert comparison.nearness(published("PGD-20", 0.5, "linf-8/255", note="looks better at 16/255"), white) == 0

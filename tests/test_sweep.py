@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from robench import recipe, reporting, sweep, training
 from robench.errors import UsageError
 from robench.protocols import Progress
+from robench.recipe import Published
 from robench.results import Cell, Failure, Result, Store, Subject
 from robench.sweep import Axis, Plan, Point
 from robench.threat import ThreatModel
@@ -199,6 +200,23 @@ def test_what_all_share_stands_above_and_attacks_at_one_threat_together() -> Non
     assert made.header[0][3:] == ("linf-0.1", "linf-0.1", "linf-0.2")
     assert [row[4:] for row in made.rows] == [("50.0", "30.0", "40.0")] * 2
     assert reporting.markdown([made]) == reporting.markdown(sweep.table("rocl-digits", ran))  # type: ignore[arg-type]
+
+
+def test_published_figures_of_the_settings_stand_beside() -> None:
+    figures = [
+        Published("paper, table 10, regularise 1/16", "clean", 0.75, note="batch not stated"),
+        Published("paper, table 10, regularise 1/16", "PGD-20", 0.405, LINF),
+        Published("paper, table 9, attack_target other, regularise 1/256", "clean", 0.9),
+        Published("paper, table 9, attack_target original, regularise 1/256", "clean", 0.95),
+        Published("paper, table 1", "PGD-20", 0.1, LINF),
+    ]
+    ran = [(p, [result(p, 4)]) for p in points("stage.0.options.regularise=1/16,1/256", "seed=0,1")]
+    (made,) = sweep.table("rocl-digits", ran, figures)  # type: ignore[arg-type]
+    assert [row[3:] for row in made.rows] == [
+        ("80.0 +- 0.0 (75.00, +5.0)", "40.0 +- 0.0 (40.50, -0.5)"),
+        ("80.0 +- 0.0 (90.00, -10.0)", "40.0 +- 0.0"),  # attack_target is the method's default
+    ]
+    assert any("table 10, regularise 1/16: batch not stated" in note for note in made.notes)
 
 
 # running
