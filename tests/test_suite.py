@@ -219,6 +219,35 @@ def test_a_suite_and_an_attack_in_one_go(checkpoints: Path, run_cli: Cli) -> Non
     assert "2 cells: 0 new, 2 already" in run_cli(*line)[2]
 
 
+@pytest.mark.parametrize("form", ["terminal", "markdown", "csv"])
+def test_the_table_of_a_suite_is_printed_and_written_alike(form: str, checkpoints: Path, run_cli: Cli) -> None:
+    assert run_cli("evaluate", "standard-digits", "--suite", "rocl-table3", "--count", 8)[0] == 0
+    line = ["report", "--table", "rocl-table3", "--format", form]
+    code, out, _ = run_cli(*line)
+    assert code == 0
+    assert "standard-digits@last" in out
+    assert run_cli(*line)[1] == out
+    assert run_cli(*line, "--out", "table")[:2] == (0, "")
+    assert Path("table").read_text() == out
+    code, _, err = run_cli("report", "--table", "rocl-table1")
+    assert code == 2
+    assert "no results of suite rocl-table1: robench evaluate --suite rocl-table1" in err
+    assert "Did you mean 'rocl-table3'" in run_cli("report", "--table", "rocl-tabel3")[2]
+
+
+def test_smoothed_through_the_command_line(checkpoints: Path, run_cli: Cli) -> None:
+    line = ["evaluate", "standard-digits", "--suite", "rocl-table3", "--inference", "tsi@area=0.6", "--draws", 3]
+    code, _, err = run_cli(*line, "--count", 8)
+    assert code == 0
+    assert "standard-digits@last +tsi-3: pgd@steps=20,step=0.1 linf-8/255" in err
+    assert err.count(", not adaptive") == 1
+    out = run_cli("report", "--table", "rocl-table3")[1]
+    assert "standard-digits@last +tsi-3" in out
+    assert "adaptive" in out
+    assert "mean probabilities over 3 random augmentations (area 0.6, flip False" in out
+    assert "standard-digits@last +tsi-3" in run_cli("list", "results")[1]
+
+
 def test_suites_are_listed(run_cli: Cli) -> None:
     code, out, _ = run_cli("list", "suites")
     assert code == 0
