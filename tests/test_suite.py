@@ -229,9 +229,9 @@ def test_the_table_of_a_suite_is_printed_and_written_alike(form: str, checkpoint
     assert run_cli(*line)[1] == out
     assert run_cli(*line, "--out", "table")[:2] == (0, "")
     assert Path("table").read_text() == out
-    code, _, err = run_cli("report", "--table", "rocl-table1")
+    code, _, err = run_cli("report", "--table", "rocl-strong")
     assert code == 2
-    assert "no results of suite rocl-table1: robench evaluate --suite rocl-table1" in err
+    assert "no results of suite rocl-strong: robench evaluate --suite rocl-strong" in err
     assert "Did you mean 'rocl-table3'" in run_cli("report", "--table", "rocl-tabel3")[2]
 
 
