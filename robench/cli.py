@@ -13,6 +13,7 @@ import click
 from robench import __version__
 from robench.errors import RobenchError, UsageError, nearest
 from robench.spec import assignment
+from robench.suite import SUITES
 from robench.threat import ThreatModel
 
 if TYPE_CHECKING:
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
 
     from robench.checkpoint import Checkpoint
     from robench.evaluation import Job
+    from robench.inference import Inference
+    from robench.reporting import Table
     from robench.results import Failure, Result
+    from robench.suite import Suite
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -176,7 +180,10 @@ def train(
 
 @cli.command(short_help="Attack checkpoints: checkpoints/ -> results/")
 @click.argument("checkpoint", nargs=-1)
-@click.option("--attack", "attacks", multiple=True, required=True, help="An attack: robench list attacks. May repeat.")
+@click.option("--attack", "attacks", multiple=True, help="An attack: robench list attacks. May repeat.")
+@click.option(
+    "--suite", "suites", multiple=True, help="The columns of a paper's table: robench list suites. May repeat."
+)
 @click.option("--threat", "threats", multiple=True, type=Threat(), help="linf-8/255, l2-0.5, l1-12. May repeat.")
 @click.option(
     "--source",
@@ -187,6 +194,13 @@ def train(
 )
 @click.option("--count", type=int, help="The first COUNT test images; all by default.")
 @click.option("--dataset", help="Evaluate on another data set than the one trained on.")
+@click.option(
+    "--inference",
+    help="tsi: predict from many random augmentations (tsi@area=0.5,hue=0 for others than the recipe's). Attack it by "
+    "eot-pgd or autoattack-rand, which climb through them.",
+)
+@click.option("--draws", type=int, help="For --inference tsi: augmentations an answer is made of; 30 by default.")
+@click.option("--average", help="For --inference tsi: probabilities (the default) or votes.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the attacks.")
 @click.option("--batch", type=click.IntRange(min=1), default=500, show_default=True, help="Images at once.")
 @_device
@@ -197,10 +211,14 @@ def train(
 def evaluate(
     checkpoint: Sequence[str],
     attacks: Sequence[str],
+    suites: Sequence[str],
     threats: Sequence[ThreatModel],
     sources: Sequence[str],
     count: int | None,
     dataset: str | None,
+    inference: str | None,
+    draws: int | None,
+    average: str | None,
     seed: int,
     batch: int,
     device: str,
@@ -211,40 +229,140 @@ def evaluate(
 ) -> None:
     """Attack CHECKPOINTs (all under checkpoints/ by default) and store a result per cell.
 
-    Cells that are there already are skipped. Exit code 1 when a cell failed; the others still ran.
+    Cells that are there already are skipped. Exit code 1 when a cell failed; the others still ran. A suite attacks the
+    last epoch, as its paper does, unless a name ends in @best.
     """
     from robench.files import check_writable
     from robench.registry import ATTACKS
 
     for attack in attacks:
         ATTACKS.entry(attack)
+    wanted = _suites(suites, attacks, threats, sources, draws)
+    answers = _inference(inference, draws, average)
     check_writable(results)
 
-    from robench.checkpoint import open_checkpoint, runs
-    from robench.evaluation import Engine, unready
+    from robench.evaluation import Engine, plan_suite
     from robench.results import Store
-    from robench.terminal import say, watched
+    from robench.terminal import watched
 
-    targets = [open_checkpoint(name, checkpoints) for name in checkpoint]
-    if not checkpoint:
-        every = [open_checkpoint(str(folder), checkpoints) for folder in runs(checkpoints)]
-        targets = [each for each in every if not unready(each)]
-        for reason in filter(None, map(unready, every)):
-            say(f"left out: {reason}")
-    if not targets:
-        raise UsageError(f"there are no checkpoints to evaluate in {checkpoints}: robench train rocl, or robench demo")
     with watched() as monitor:
         engine = Engine(_torch_device(device, threads), data_root, batch, monitor)
-        jobs = engine.plan(
-            targets,
-            attacks=attacks,
-            threats=threats,
-            sources=[source for text in sources for source in _sources(text, targets, checkpoints)],
-            count=count,
-            seed=seed,
-            dataset=dataset,
-        )
-        told = _tell(engine.run(jobs, Store(results)))
+        jobs: list[Job] = []
+        if attacks:
+            targets = _targets(checkpoint, checkpoints)
+            jobs += engine.plan(
+                targets,
+                attacks=attacks,
+                threats=threats,
+                sources=[source for text in sources for source in _sources(text, targets, checkpoints)],
+                count=count,
+                seed=seed,
+                dataset=dataset,
+                inference=answers,
+            )
+        if wanted:
+            targets = _targets(checkpoint, checkpoints, last=True)
+            roles = any(suite.roles for suite in wanted)
+            named = [text for text in sources if text != "all"]
+            candidates = _targets(named, checkpoints, last=True, quiet=True) if roles else []
+            for suite in wanted:
+                jobs += plan_suite(
+                    engine,
+                    suite,
+                    targets,
+                    candidates=candidates,
+                    count=count,
+                    seed=seed,
+                    dataset=dataset,
+                    inference=answers,
+                )
+        told = _tell(engine.run(list({job.cell.key: job for job in jobs}.values()), Store(results)))
+    _finish(told, results)
+
+
+@cli.command(short_help="Train and attack a grid of recipes: one table of settings")
+@click.argument("recipe")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE,VALUE",
+    help="Values of a recipe key, or of seed, to go through: stage.0.options.regularise=1/16,1/256. May repeat.",
+)
+@click.option(
+    "--attack", "attacks", multiple=True, default=("pgd-20",), show_default=True, help="An attack. May repeat."
+)
+@click.option("--threat", "threats", multiple=True, type=Threat(), help="By default what each run trains against.")
+@click.option("--count", type=int, help="The first COUNT test images; all by default.")
+@click.option("--encoder", metavar="CHECKPOINT", help="Start every run from the encoder of a trained checkpoint.")
+@click.option("--batch", type=click.IntRange(min=1), default=500, show_default=True, help="Images at once, in attacks.")
+@click.option("--plan", "only_plan", is_flag=True, help="Print the runs and stop.")
+@click.option("--format", "form", type=Choice(["terminal", "markdown"]), default="terminal", show_default=True)
+@_device
+@_threads
+@_data
+@_checkpoints
+@_results
+def sweep(
+    recipe: str,
+    settings: Sequence[str],
+    attacks: Sequence[str],
+    threats: Sequence[ThreatModel],
+    count: int | None,
+    encoder: str | None,
+    batch: int,
+    only_plan: bool,
+    form: str,
+    device: str,
+    threads: int | None,
+    data_root: Path,
+    checkpoints: Path,
+    results: Path,
+) -> None:
+    """Train every combination of settings of a RECIPE, attack it, and print one table.
+
+    \b
+    robench sweep rocl --set stage.0.options.regularise=1/16,1/256 --set seed=0,1,2
+
+    What is trained or evaluated already is taken as it is, so an interrupted sweep goes on where it stopped. Exit code 1
+    when a cell failed; the others still ran.
+    """  # noqa: D301 (to click the escape means: keep these lines)
+    from robench import sweep as sweeps
+    from robench.checkpoint import open_checkpoint
+    from robench.files import check_writable
+    from robench.recipe import load
+    from robench.terminal import rows, say, watched
+
+    points = sweeps.grid(recipe, sweeps.axes(settings))
+    plan = sweeps.Plan(
+        checkpoints=checkpoints,
+        results=results,
+        attacks=tuple(attacks),
+        threats=tuple(threats),
+        count=count,
+        device=_torch_device(device, threads),
+        data_root=data_root,
+        batch=batch,
+        encoder=open_checkpoint(encoder, checkpoints) if encoder else None,
+    )
+    states = sweeps.check(points, plan)
+    if only_plan:
+        lines = [
+            [each.name, ", ".join(f"{key} = {value}" for key, value in each.setting), str(each.seed), states[each.name]]
+            for each in points
+        ]
+        rows(["run", "setting", "seed", "state"], lines)
+        return
+    check_writable(checkpoints)
+    check_writable(results)
+    missing = sum(state != "trained" for state in states.values())
+    say(f"sweep of {recipe}: {len(points)} runs, {missing} to train -> {checkpoints}")
+    ran, told = [], []
+    with watched() as monitor:
+        for point, cells in sweeps.run(points, plan, monitor):
+            told += _tell(cells)
+            ran.append((point, [record for _, record, _ in cells]))
+    _show(sweeps.table(recipe, ran, load(recipe).published), form)
     _finish(told, results)
 
 
@@ -252,10 +370,10 @@ def evaluate(
 @click.option("--format", "form", type=Choice(["terminal", "markdown", "csv"]), default="terminal", show_default=True)
 @click.option(
     "--table",
-    type=Choice(["all", "white-box", "transfer", "cells"]),
+    type=Choice(["all", "white-box", "transfer", "cells", *SUITES]),
     default="all",
     show_default=True,
-    help="CSV holds one table: `cells` (a row per result) unless named.",
+    help="A suite's table has ours beside the published. CSV holds one table: `cells` (a row per result) unless named.",
 )
 @click.option("--dataset", help="Only results on this data set.")
 @_results
@@ -274,7 +392,7 @@ def report(form: str, table: str, dataset: str | None, results: Path, out: Path 
 
 
 @cli.command("list")
-@click.argument("what", type=Choice(["methods", "attacks", "datasets", "models", "recipes", "results"]))
+@click.argument("what", type=Choice(["methods", "attacks", "datasets", "models", "recipes", "results", "suites"]))
 @click.option("--format", "form", type=Choice(["terminal", "markdown"]), default="terminal", show_default=True)
 @_results
 def list_(what: str, form: str, results: Path) -> None:
@@ -315,6 +433,84 @@ def demo(checkpoints: Path, results: Path, device: str) -> None:
     _finish(told, results)
 
 
+def _suites(
+    names: Sequence[str],
+    attacks: Sequence[str],
+    threats: Sequence[ThreatModel],
+    sources: Sequence[str],
+    draws: int | None,
+) -> list[Suite]:
+    """The suites that were named; refuses what leaves nothing to do, or would not be heard.
+
+    Raises:
+        UsageError: naming what is missing or too much.
+    """
+    from robench.suite import suite
+
+    found = [suite(name) for name in names]
+    if not attacks and not found:
+        raise UsageError("nothing to do: name an --attack (robench list attacks) or a --suite (robench list suites)")
+    if threats and not attacks:
+        raise UsageError(f"--threat goes with --attack; suite {found[0].name} has threats of its own")
+    if sources and not attacks and not any(each.roles for each in found):
+        raise UsageError(f"--source goes with --attack or a suite of transfers; suite {found[0].name} is white-box")
+    if draws is not None and (own := [each.name for each in found if each.smooths]):
+        raise UsageError(f"suite {own[0]} says itself over how many draws; leave --draws out")
+    return found
+
+
+def _inference(text: str | None, draws: int | None, average: str | None) -> Inference | None:
+    """What `--inference`, `--draws` and `--average` say together.
+
+    Raises:
+        UsageError: for `--draws` or `--average` without `--inference`, or values it does not take.
+    """
+    from robench.inference import parse
+
+    if text is None:
+        if draws is not None or average is not None:
+            raise UsageError("--draws and --average are for --inference tsi")
+        return None
+    return parse(text, draws, average)
+
+
+def _targets(names: Sequence[str], root: Path, *, last: bool = False, quiet: bool = False) -> list[Checkpoint]:
+    """The checkpoints of some names, or every one under a folder that is ready.
+
+    Args:
+        names: runs; all under `root` when empty.
+        root: where runs are.
+        last: open the last epoch where a name does not say which.
+        quiet: do not say what was left out, nor mind if nothing is left.
+
+    Raises:
+        UsageError: if there is nothing.
+    """
+    from robench.checkpoint import open_checkpoint, runs
+    from robench.evaluation import unready
+    from robench.terminal import say
+
+    def opened(name: str) -> Checkpoint:
+        found = open_checkpoint(name, root)
+        named = "@" in name and found.folder.resolve().name != Path(name).name
+        return open_checkpoint(f"{name}@last", root) if last and not named and _has_last(found) else found
+
+    if names:
+        return [opened(name) for name in names]
+    every = [opened(str(folder)) for folder in runs(root)]
+    reasons = list(filter(None, map(unready, every)))
+    for reason in reasons if not quiet else []:
+        say(f"left out: {reason}")
+    targets = [each for each in every if not unready(each)]
+    if not targets and not quiet:
+        raise UsageError(f"there are no checkpoints to evaluate in {root}: robench train rocl, or robench demo")
+    return targets
+
+
+def _has_last(checkpoint: Checkpoint) -> bool:
+    return (checkpoint.folder / "last.json").is_file()
+
+
 def _sources(text: str, targets: Sequence[Checkpoint], root: Path) -> list[list[Checkpoint]]:
     """What `--source` names: one checkpoint, several joined by plus signs as one ensemble, or each target (`all`)."""
     from robench.checkpoint import open_checkpoint
@@ -348,14 +544,15 @@ def _tell(
     ran: Iterable[tuple[Job, Result | Failure, bool]], quiet: bool = False
 ) -> list[tuple[Result | Failure, bool]]:
     """Say what each cell gave, as it comes."""
-    from robench.results import Failure, column, safe
+    from robench.results import Failure, column, named, safe
     from robench.terminal import say
 
     told = []
     for _, record, there in ran:
         told.append((record, there))
         via = f" from {record.source.name}" if record.source else ""
-        what = f"{record.subject.name}{via}: {column(record.cell.attack, record.cell.threat)}"
+        name = named(record.subject, record.cell.inference)
+        what = f"{name}{via}: {column(record.cell.attack, record.cell.threat)}"
         if isinstance(record, Failure):
             say(f"FAILED  {what}: {safe(record.reason)}")
         elif not quiet:
@@ -363,17 +560,19 @@ def _tell(
             note = "  (was there already)" if there else f"  {record.seconds:.1f} s"
             norm = "" if record.median_norm is None else f", median norm {record.median_norm:.3g}"
             accuracy = f"clean {100 * sum(record.clean) / n:.1f} %, robust {100 * sum(record.robust) / n:.1f} %"
-            say(f"{what}  {accuracy}{norm}, n {n}{note}")
+            answers = record.cell.inference
+            alone = ", not adaptive" if answers and not answers.adaptive and not record.source else ""
+            say(f"{what}  {accuracy}{norm}, n {n}{alone}{note}")
     return told
 
 
 def _finish(told: Sequence[tuple[Result | Failure, bool]], results: Path) -> None:
     """The summary of an evaluation, what its numbers suggest, and its exit code."""
-    from robench.reporting import suspicions
+    from robench.reporting import apart, suspicions
     from robench.results import Failure, Result, safe
     from robench.terminal import say
 
-    records = [record for record, _ in told if isinstance(record, Result)]
+    records = apart(record for record, _ in told if isinstance(record, Result))
     flags = {f"{r.subject.name}: {note}" for r in records for note in r.notes if note.startswith("flag: ")}
     for text in [*sorted(flags), *suspicions(records)]:
         say(safe(text))
@@ -387,20 +586,29 @@ def _finish(told: Sequence[tuple[Result | Failure, bool]], results: Path) -> Non
 
 def _print(records: Sequence[Result | Failure], form: str, table: str, out: Path | None) -> None:
     """Render records to stdout or a file."""
-    from robench import reporting, terminal
+    from robench import comparison, reporting, terminal
     from robench.files import write
 
-    if form == "csv":
+    if form == "csv" and table in SUITES:
+        text = comparison.csv(records, SUITES[table])
+    elif form == "csv":
         text = reporting.csv(records, "cells" if table == "all" else table)
     elif table == "cells":
         raise UsageError("--table cells is for --format csv")
     else:
-        made = reporting.tables(records, table)
+        made = comparison.tables(records, SUITES[table]) if table in SUITES else reporting.tables(records, table)
         text = reporting.markdown(made) if form == "markdown" else terminal.text(made, file=out is not None)
     if out is not None:
         write(out, text.encode())
     else:
         click.echo(text, nl=False)
+
+
+def _show(made: Sequence[Table], form: str) -> None:
+    """Print tables to stdout."""
+    from robench import reporting, terminal
+
+    click.echo(reporting.markdown(made) if form == "markdown" else terminal.text(made), nl=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -44,7 +44,8 @@ class Door(nn.Module):
     rounding would let an image's logits depend on how many others are still in play.
 
     Args:
-        model: maps (n, channels, height, width) in [0, 1] to logits (n, classes).
+        model: maps (n, channels, height, width) in [0, 1] to logits (n, classes). One that looks at an image several times
+            for an answer says so by an attribute `passes`.
         classes: how many logits there must be.
         micro_batch: the most images that pass at once; halved when the memory is full.
         watch: called after each pass, for progress.
@@ -65,6 +66,7 @@ class Door(nn.Module):
         self.classes = classes
         self.micro_batch = micro_batch
         self.watch = watch
+        self.passes = int(getattr(model, "passes", 1))
         self.forwards = 0
         self.backwards = 0
         self.said = ""
@@ -164,13 +166,13 @@ class Door(nn.Module):
         count = len(x)
         missing = min(SMALLEST, self.micro_batch) - count
         found = ask(x) if missing <= 0 else ask(torch.cat([x, x[-1:].expand(missing, *x.shape[1:])]))[:count]
-        self.forwards += count
+        self.forwards += count * self.passes
         if found.requires_grad and x.requires_grad:
             found.register_hook(lambda _gradient: self._backward(count))
         return found
 
     def _backward(self, count: int) -> None:
-        self.backwards += count
+        self.backwards += count * self.passes
 
 
 class Ensemble(nn.Module):

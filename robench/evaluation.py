@@ -16,12 +16,16 @@ from robench.checkpoint import Checkpoint, nets_after
 from robench.data import Images, Split
 from robench.door import Door, Ensemble, frozen
 from robench.errors import AttackError, CheckpointError, UsageError
+from robench.inference import Inference
 from robench.models import Nets
 from robench.protocols import Attack, Monitor, Progress, unwatched
 from robench.provenance import provenance
+from robench.recipe import Recipe
 from robench.registry import ATTACKS, DATASETS
-from robench.results import Cell, Failure, Result, Store, Subject, column
-from robench.spec import plain
+from robench.results import Cell, Failure, Result, Store, Subject, column, named
+from robench.smoothed import Glimpse, Smoothed
+from robench.spec import digest, plain
+from robench.suite import Suite
 from robench.threat import ThreatModel
 
 
@@ -102,6 +106,7 @@ class Engine:
         count: int | None = None,
         seed: int = 0,
         dataset: str | None = None,
+        inference: Inference | None = None,
     ) -> list[Job]:
         """Every cell of checkpoints x attacks x threats (x sources), checked before anything runs.
 
@@ -114,6 +119,7 @@ class Engine:
             count: how many test images; all when None.
             seed: of the attacks.
             dataset: evaluate on this one instead of the one each checkpoint was trained on.
+            inference: how the checkpoints answer, where that is more than one look. Sources look once.
 
         Raises:
             UsageError: for unknown names, or a count beyond the test set.
@@ -130,8 +136,8 @@ class Engine:
             others: list[Source | None] = [s for s in every if checkpoint.sha256 not in s.sha256] if every else [None]
             for source in others:
                 for text in attacks:
-                    for threat in list(threats) or [_usual_threat(checkpoint)]:
-                        attack = _aimed(text, threat, transfer=source is not None)
+                    for threat in list(threats) or [usual_threat(checkpoint.recipe, checkpoint.name)]:
+                        attack = _aimed(text, threat, crosses=source is not None or inference is not None)
                         cell = Cell(
                             checkpoint=checkpoint.sha256,
                             source=source.sha256 if source else "",
@@ -142,10 +148,10 @@ class Engine:
                             data=images.digest,
                             count=len(images),
                             seed=seed,
+                            inference=_settled(inference, checkpoint, attack, transfer=source is not None),
                         )
                         jobs.append(Job(cell, checkpoint, source, attack, name))
-        jobs.sort(key=lambda job: (job.cell.source, job.cell.attack, str(job.cell.threat)) if job.source else ("",))
-        return list({job.cell.key: job for job in jobs}.values())
+        return in_order(jobs)
 
     def run(self, jobs: Sequence[Job], store: Store) -> Iterator[tuple[Job, Result | Failure, bool]]:
         """Run what the store does not hold yet.
@@ -195,7 +201,9 @@ class Engine:
             self.monitor(Progress("evaluate", done + reached, total, values))
 
         nets = self._loaded(job.checkpoint)
-        door = Door(nets, images.classes, self.batch, watch)
+        inference = job.cell.inference
+        judged: nn.Module = Smoothed(nets, inference, job.cell.seed) if inference else nets
+        door = Door(judged, images.classes, self.batch, watch)
         x, y = images.x(), images.y
         with frozen(nets), verdict.guarded(job.cell.seed), verdict.exact():
             probe = self._probe(job.checkpoint, images)
@@ -206,6 +214,8 @@ class Engine:
             found = verdict.judge(door, job.attack, x, y, clean, crafted.adv, probe)
         seconds = round(time.perf_counter() - began, 3)
         notes = getattr(job.attack, "notes", lambda classes: ())(images.classes)
+        if inference and not (inference.adaptive or job.source):
+            notes = (*notes, "not adaptive: the attack does not climb through the augmentations")
         return Result(
             cell=job.cell,
             subject=subjects[0],
@@ -236,9 +246,7 @@ class Engine:
         what = (job.cell.source, job.cell.attack, str(job.cell.threat), job.cell.data, job.cell.seed)
         if job.source and self._crafted is not None and self._crafted[0] == what:
             return self._crafted[1]
-        members: list[nn.Module] = [
-            self._loaded(member) for member in (job.source.members if job.source else (job.checkpoint,))
-        ]
+        members = [self._loaded(member) for member in job.source.members] if job.source else [self._attacked(job)]
         door = Door(members[0] if len(members) == 1 else Ensemble(members), images.classes, self.batch, watch)
         crafted = verdict.craft(
             door,
@@ -253,10 +261,89 @@ class Engine:
             self._crafted = what, crafted
         return crafted
 
+    def _attacked(self, job: Job) -> nn.Module:
+        """What a white-box attack gets: the networks, or of a smoothed classifier what it can make use of."""
+        nets, inference = self._loaded(job.checkpoint), job.cell.inference
+        if inference and inference.adaptive:
+            return Glimpse(nets, inference, job.cell.seed)
+        row = ATTACKS.rows.get(job.cell.attack.partition("@")[0])
+        if inference and row is not None and row.facts["knowledge"] in ("score-based", "decision-based"):
+            return Smoothed(nets, inference, job.cell.seed, "queries")
+        return nets
+
     def _loaded(self, checkpoint: Checkpoint) -> Nets:
         if checkpoint.sha256 not in self._nets:
             self._nets[checkpoint.sha256] = checkpoint.load(self.device)
         return self._nets[checkpoint.sha256]
+
+
+def plan_suite(
+    engine: Engine,
+    suite: Suite,
+    checkpoints: Sequence[Checkpoint],
+    *,
+    candidates: Sequence[Checkpoint] = (),
+    count: int | None = None,
+    seed: int = 0,
+    dataset: str | None = None,
+    inference: Inference | None = None,
+) -> list[Job]:
+    """Every cell of a suite for some checkpoints.
+
+    Args:
+        engine: what will run them.
+        suite: the columns.
+        checkpoints: what to attack.
+        candidates: among these it looks for what to craft on, where a column is a transfer.
+        count: how many test images; all when None.
+        seed: of the attacks.
+        dataset: evaluate on this one instead of the one each checkpoint was trained on.
+        inference: how the checkpoints answer; then each white-box column is attacked adaptively too.
+
+    Raises:
+        UsageError: if a transfer has no source, or several that could be meant; and as `Engine.plan`.
+    """
+    jobs: list[Job] = []
+    for checkpoint in checkpoints:
+        name = dataset or checkpoint.recipe.dataset
+        sources = {role: source_for(suite, role, name, candidates) for role in suite.roles}
+        for each in suite.columns:
+            smoothed = replace(inference or Inference(), draws=each.draws) if each.draws else inference
+            jobs += engine.plan(
+                [checkpoint],
+                attacks=[each.attack, each.adaptive] if smoothed and not each.source else [each.attack],
+                threats=[each.threat],
+                sources=[sources[each.source]] if each.source else [],
+                count=count,
+                seed=seed,
+                dataset=dataset,
+                inference=smoothed,
+            )
+    return in_order(jobs)
+
+
+def source_for(suite: Suite, role: str, dataset: str, candidates: Sequence[Checkpoint]) -> Checkpoint:
+    """The checkpoint a suite crafts on: one that a method alone trained on a data set, ResNet-18 and the first seed first.
+
+    Raises:
+        UsageError: if there is none, or several recipes are left.
+    """
+    fit = [
+        each
+        for each in candidates
+        if [stage.method for stage in each.recipe.stage] == [role] and each.recipe.dataset == dataset
+    ]
+    fit = [each for each in fit if each.recipe.model == "resnet18"] or fit
+    fit = [each for each in fit if each.recipe.name == role] or fit
+    if not fit:
+        raise UsageError(
+            f"suite {suite.name} crafts on a {role} checkpoint for {dataset} and there is none: train one, or name it by "
+            "--source CHECKPOINT"
+        )
+    if len({digest(plain(each.recipe)) for each in fit}) > 1:
+        names = ", ".join(sorted(each.name for each in fit))
+        raise UsageError(f"suite {suite.name} could craft on any of {names}: name one by --source CHECKPOINT")
+    return min(fit, key=lambda each: (each.seed, each.name))
 
 
 def subject(checkpoint: Checkpoint, dataset: str) -> Subject:
@@ -282,11 +369,28 @@ def source_subject(source: Source, dataset: str) -> Subject:
     return replace(first, name=source.name, recipe=recipe, group="ensemble", threat=None, sha256=source.sha256)
 
 
-def _aimed(text: str, threat: ThreatModel, *, transfer: bool) -> Attack:
-    """The attack; for transfer it climbs to the end: what barely fools one model seldom fools another."""
+def in_order(jobs: Sequence[Job]) -> list[Job]:
+    """Jobs without repetition, white-box first; those whose images were crafted alike stand together."""
+    ordered = sorted(
+        jobs, key=lambda job: (job.cell.source, job.cell.attack, str(job.cell.threat)) if job.source else ("",)
+    )
+    return list({job.cell.key: job for job in ordered}.values())
+
+
+def _settled(
+    inference: Inference | None, checkpoint: Checkpoint, attack: Attack, *, transfer: bool
+) -> Inference | None:
+    """How a checkpoint answers; an attack made for randomised models climbs through the augmentations."""
+    if inference is None:
+        return None
+    return inference.of(checkpoint.recipe, adaptive=not transfer and bool(getattr(attack, "randomised", False)))
+
+
+def _aimed(text: str, threat: ThreatModel, *, crosses: bool) -> Attack:
+    """The attack; one that crosses to another model climbs to the end: what barely fools one seldom fools another."""
     attack = attack_for(text, threat)
     stops = "early_stop" in {each.name for each in fields(attack)}  # type: ignore[arg-type]
-    if transfer and stops and "early_stop" not in ATTACKS.entry(text).options:
+    if crosses and stops and "early_stop" not in ATTACKS.entry(text).options:
         return attack_for(text, threat, early_stop=False)
     return attack
 
@@ -324,19 +428,27 @@ def unready(checkpoint: Checkpoint) -> str:
     return ""
 
 
-def _usual_threat(checkpoint: Checkpoint) -> ThreatModel:
-    """What the checkpoint was trained against, or else its data set's usual threat."""
-    if checkpoint.recipe.threat is not None:
-        return checkpoint.recipe.threat
-    usual = DATASETS.entry(checkpoint.recipe.dataset).facts.get("threat")
+def usual_threat(recipe: Recipe, name: str) -> ThreatModel:
+    """What a recipe trains against, or else its data set's usual threat.
+
+    Args:
+        recipe: of a checkpoint.
+        name: how messages call what it trained.
+
+    Raises:
+        UsageError: if there is neither.
+    """
+    if recipe.threat is not None:
+        return recipe.threat
+    usual = DATASETS.entry(recipe.dataset).facts.get("threat")
     if usual is None:
-        raise UsageError(f"{checkpoint.name} was trained against no threat: name one, such as --threat linf-8/255")
+        raise UsageError(f"{name} was trained against no threat: name one, such as --threat linf-8/255")
     return ThreatModel.parse(usual)
 
 
 def _label(job: Job) -> str:
     via = f" from {job.source.name}" if job.source else ""
-    return f"{job.checkpoint.name}{via}: {column(job.cell.attack, job.cell.threat)}"
+    return f"{named(subject(job.checkpoint, job.dataset), job.cell.inference)}{via}: {column(job.cell.attack, job.cell.threat)}"
 
 
 def _device_name(device: torch.device) -> str:

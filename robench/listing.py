@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from robench import recipe, registry
-from robench.results import Failure, Store
+from robench.results import Failure, Store, named
+from robench.suite import SUITES
 
 
 def listing(what: str, results: Path) -> tuple[list[str], list[list[str]]]:
     """The head and rows of a list.
 
     Args:
-        what: `methods`, `attacks`, `datasets`, `models`, `recipes` or `results`.
+        what: `methods`, `attacks`, `datasets`, `models`, `recipes`, `suites` or `results`.
         results: where results are.
 
     Raises:
@@ -25,6 +26,9 @@ def listing(what: str, results: Path) -> tuple[list[str], list[list[str]]]:
             stages = " + ".join(stage.method for stage in found.stage)
             rows.append([name, found.dataset, found.model, str(found.threat or "-"), stages, found.summary])
         return ["recipe", "dataset", "model", "threat", "stages", ""], rows
+    if what == "suites":
+        rows = [[each.name, str(len(each.columns)), each.dataset, each.summary] for each in SUITES.values()]
+        return ["suite", "columns", "dataset", ""], rows
     if what == "results":
         rows = []
         for record in Store(results).records():
@@ -32,9 +36,10 @@ def listing(what: str, results: Path) -> tuple[list[str], list[list[str]]]:
             bits = () if isinstance(record, Failure) else record.robust
             robust = f"{100 * sum(bits) / len(bits):.2f}" if bits else "failed"
             cell = record.cell
-            rows.append(
-                [cell.key[:12], record.subject.name, source, cell.attack, str(cell.threat), str(cell.count), robust]
-            )
+            answers = cell.inference
+            name = named(record.subject, answers)
+            robust += " (not adaptive)" if answers and not answers.adaptive and not cell.source else ""
+            rows.append([cell.key[:12], name, source, cell.attack, str(cell.threat), str(cell.count), robust])
         return ["cell", "checkpoint", "source", "attack", "threat", "n", "robust %"], rows
     table = {
         kind.kind + "s": kind for kind in (registry.METHODS, registry.ATTACKS, registry.DATASETS, registry.MODELS)

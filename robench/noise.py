@@ -89,6 +89,18 @@ def normal(generator: torch.Generator, shape: Sequence[int], device: torch.devic
     return radius * torch.cos(2 * math.pi * uniform(generator, shape, device))
 
 
+def content(x: Tensor) -> Tensor:
+    """A number for each image that depends on its pixels and on nothing else, (n,), int64.
+
+    Equal pixels have equal numbers; the smallest change of one of them gives another number.
+    """
+    place = "cpu" if x.device.type == "mps" else x.device
+    pixels = (x.detach().to(place, torch.float32) + 0.0).contiguous().flatten(1)  # -0.0 is 0.0
+    words = pixels.view(torch.int32).to(torch.int64)
+    positions = torch.arange(1, words.shape[1] + 1, dtype=torch.int64, device=words.device) * _GOLDEN
+    return _mix(words + _mix(positions)).sum(1)
+
+
 def permutation(seed: int, count: int) -> Tensor:
     """The numbers 0 to count - 1 in an order that depends on the seed alone, int64 on the CPU."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))

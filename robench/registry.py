@@ -105,8 +105,7 @@ class Registry:
         name, tail = (found[1], found[2]) if found else (text, "")
         if not found and "@" in text and ":" not in text:
             assignment(text.partition("@")[2])  # which says what is missing
-        pairs = [assignment(item) for item in _COMMA.split(tail)] if tail else []
-        return self._overridden(self._row(name.strip()), dict(pairs))
+        return self._overridden(self._row(name.strip()), dict(pairs(tail)) if tail else {})
 
     def _row(self, name: str) -> Entry:
         if name in self.rows and not self.rows[name].family:
@@ -146,6 +145,11 @@ class Registry:
                 f"{self.kind} {entry.name!r}: cannot import {entry.target!r}: {type(error).__name__}: {error}"
             ) from error
         return found
+
+
+def pairs(text: str) -> list[tuple[str, Any]]:
+    """Read `KEY=VALUE,KEY=VALUE`; a comma inside a list or table does not part."""
+    return [assignment(item) for item in _COMMA.split(text)]
 
 
 def _module(name: str) -> Any:

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeVar
 
 from robench.errors import StoreError
 from robench.registry import ATTACKS
-from robench.results import Failure, Result, Subject, column, safe
+from robench.results import Failure, Result, Subject, column, named, safe
+from robench.spec import digest
 from robench.threat import Norm, ThreatModel
 
 if TYPE_CHECKING:
     import pandas
 
+R = TypeVar("R", bound=Result | Failure)
 NORMS = list(Norm)
-ATTACKS_THAT_SETTLE = {"autoattack", "autoattack-plus", "apgd-t", "fab-t"}  # strong enough to suspect the model
+ATTACKS_THAT_SETTLE = {
+    "autoattack",
+    "autoattack-plus",
+    "autoattack-rand",
+    "apgd-t",
+    "fab-t",
+}  # strong enough to suspect the model
 ABSENT = "-"
 
 
@@ -47,14 +55,13 @@ def tables(records: Iterable[Result | Failure], which: str = "all") -> list[Tabl
     Raises:
         StoreError: if there is nothing of that kind.
     """
-    everything = sorted(records, key=lambda record: record.cell.key)
+    everything = apart(sorted(records, key=lambda record: record.cell.key))
     results = [record for record in everything if isinstance(record, Result)]
     made: list[Table] = []
-    groups = sorted({_slice(result) for result in results}, key=str)
-    for dataset, digest, count, seed in groups:
-        part = [result for result in results if _slice(result) == (dataset, digest, count, seed)]
-        many = sum(group[0] == dataset for group in groups) > 1
-        where = f"{safe(dataset)}, {count:,} test images" + (f" {digest[:8]}, attack seed {seed}" if many else "")
+    groups = sorted({images_of(result) for result in results}, key=str)
+    for group in groups:
+        part = [result for result in results if images_of(result) == group]
+        where = place(group, groups)
         if which in ("all", "white-box") and any(not r.cell.source for r in part):
             made.append(_white_box(part, where))
         if which in ("all", "transfer"):
@@ -63,18 +70,62 @@ def tables(records: Iterable[Result | Failure], which: str = "all") -> list[Tabl
     if not made and not failures:
         raise StoreError(f"no {which} results among {len(everything)} records: robench evaluate, see --help")
     if failures:
-        made.append(_failures(failures))
+        made.append(failed(failures))
     return made
 
 
-def _slice(result: Result) -> tuple[str, str, int, int]:
+def place(group: tuple[str, str, int, int], groups: Sequence[tuple[str, str, int, int]]) -> str:
+    """What tables are about, in words; which images and seed only where several of a data set would look alike."""
+    dataset, images, count, seed = group
+    many = sum(other[0] == dataset for other in groups) > 1
+    return f"{safe(dataset)}, {count:,} test images" + (f" {images[:8]}, attack seed {seed}" if many else "")
+
+
+def apart(records: Iterable[R]) -> list[R]:
+    """Records in which a checkpoint that answers in another way, such as smoothed, is a checkpoint of its own."""
+    return [_apart(record) if record.cell.inference else record for record in records]
+
+
+def _apart(record: R) -> R:
+    inference = record.cell.inference
+    assert inference is not None
+    sha256 = f"{record.cell.checkpoint}+{digest(replace(inference, adaptive=False))[:16]}"
+    who = replace(record.subject, name=named(record.subject, inference), sha256=sha256)
+    return replace(record, subject=who, cell=replace(record.cell, checkpoint=sha256))
+
+
+def unproven(results: Iterable[Result]) -> list[Result]:
+    """White-box results of smoothed classifiers that say nothing alone.
+
+    Their attacks do not climb through the augmentations, and no attack at the same threat that does stands beside them.
+    """
+    smoothed = [r for r in results if r.cell.inference and not r.cell.source]
+    proven = {_where(r) for r in smoothed if _adaptive(r)}
+    return [r for r in smoothed if not _adaptive(r) and _where(r) not in proven]
+
+
+def _where(result: Result) -> tuple[object, ...]:
+    """Which checkpoint, answering how, on which images at which threat."""
+    answers = result.cell.inference and replace(result.cell.inference, adaptive=False)
+    return (*images_of(result), result.cell.checkpoint, digest(answers), result.cell.threat)
+
+
+def _adaptive(result: Result) -> bool:
+    return result.cell.inference is not None and result.cell.inference.adaptive
+
+
+def images_of(result: Result) -> tuple[str, str, int, int]:
+    """What results must share to stand in one table: data set, images, how many, and the seed of the attacks."""
     return result.subject.dataset, result.cell.data, result.cell.count, result.cell.seed
 
 
 def _white_box(results: Sequence[Result], where: str) -> Table:
     """Rows: checkpoints, supervised first. Columns: clean, threats somebody trained against, unseen threats, worst."""
     subjects = _subjects(results)
-    bits = {(r.cell.checkpoint, r.cell.attack, r.cell.threat): r for r in results if not r.cell.source}
+    alone = unproven(results)
+    bits = {
+        (r.cell.checkpoint, r.cell.attack, r.cell.threat): r for r in results if not r.cell.source and r not in alone
+    }
     seen = {subject.threat for subject in subjects}
     columns = sorted(
         {(r.cell.attack, r.cell.threat) for r in results if not r.cell.source},
@@ -90,16 +141,18 @@ def _white_box(results: Sequence[Result], where: str) -> Table:
     head += [("", "", "worst of all")] if len(threats) > 1 else []
     rows = []
     for subject in subjects:
-        own = [r for r in results if r.cell.checkpoint == subject.sha256]
-        row = [safe(subject.name), _accuracy([own[0].clean])]
+        every = [r for r in results if r.cell.checkpoint == subject.sha256]
+        own = [r for r in every if r not in alone]
+        asked = _asked(results, smoothed=every[0].cell.inference is not None)
+        row = [safe(subject.name), accuracy([every[0].clean])]
         for threat in threats:
             for name in [attack for attack, at in columns if at == threat]:
                 found = bits.get((subject.sha256, name, threat))
-                row.append(_accuracy([found.robust]) if found else ABSENT)
+                row.append(accuracy([found.robust]) if found else ABSENT)
             if _several(results, threat):
-                row.append(_worst([r for r in own if r.cell.threat == threat], [c for c in columns if c[1] == threat]))
+                row.append(_worst([r for r in own if r.cell.threat == threat], [c for c in asked if c[1] == threat]))
         if len(threats) > 1:
-            row.append(_worst(own, columns))
+            row.append(_worst(own, asked))
         rows.append((safe(subject.group), *row))
     notes = [
         "Accuracy in per cent; a robust accuracy is an upper bound, as strong as the attacks are.",
@@ -107,7 +160,7 @@ def _white_box(results: Sequence[Result], where: str) -> Table:
         "worst: still right under every attack at that threat, transfer included; worst of all: under every cell.",
         f"{ABSENT}: not evaluated; for a worst case, not evaluated under all of its attacks.",
     ]
-    notes += [safe(text) for text in (*_said(results), *suspicions(results))]
+    notes += [safe(text) for text in (*_said(results), *smoothing(results), *suspicions(results))]
     return Table(f"White-box accuracy, {where}", tuple(zip(*head, strict=True)), tuple(rows), tuple(notes))
 
 
@@ -150,8 +203,9 @@ def suspicions(results: Sequence[Result]) -> list[str]:
                 beyond |= images_beyond
         if len(beyond) < max(2, 0.002 * len(left)):
             continue
+        settles = "autoattack-rand" if part[0].cell.inference else "autoattack"
         strong = any(r.cell.attack.partition("@")[0] in ATTACKS_THAT_SETTLE for r in white)
-        advice = "suspect masked gradients" if strong else "weak attacks or masked gradients: add --attack autoattack"
+        advice = "suspect masked gradients" if strong else f"weak attacks or masked gradients: add --attack {settles}"
         which = ", ".join(f"{name} {count}" for name, count in sorted(found.items()))
         texts.append(
             f"{part[0].subject.name} at {threat}: {len(beyond)} of {len(left)} images are broken by black-box attacks alone "
@@ -161,16 +215,47 @@ def suspicions(results: Sequence[Result]) -> list[str]:
 
 
 def _sees_gradients(result: Result) -> bool:
-    """Whether a result is of a white-box attack; one that no registry row describes is taken for one."""
+    """Whether a result is of a white-box attack; one that no registry row describes is taken for one.
+
+    Of a smoothed classifier's gradients an attack sees something only if it climbs through the augmentations.
+    """
+    if result.cell.inference is not None and not result.cell.inference.adaptive:
+        return False
     name = result.cell.attack.partition("@")[0]
     row = ATTACKS.rows.get(name)
     return not result.cell.source and (row is None or row.facts["knowledge"] in ("white-box", "varies"))
 
 
+def _asked(results: Sequence[Result], *, smoothed: bool) -> list[tuple[str, ThreatModel]]:
+    """The white-box columns that a row of its kind can have: who attacks through augmentations needs some."""
+    kin = [r for r in results if not r.cell.source and (r.cell.inference is not None) is smoothed]
+    return list(dict.fromkeys((r.cell.attack, r.cell.threat) for r in kin))
+
+
+def smoothing(results: Iterable[Result]) -> list[str]:
+    """How smoothed classifiers answer, and which of their numbers are left out, in words."""
+    every = [r for r in results if r.cell.inference]
+    texts = set()
+    for r in every:
+        assert r.cell.inference is not None
+        look = ", ".join(f"{key} {value}" for key, value in sorted(r.cell.inference.augment.items()))
+        what = "votes" if r.cell.inference.average == "votes" else "mean probabilities"
+        texts.add(f"{r.subject.name}: {what} over {r.cell.inference.draws} random augmentations ({look}).")
+    left: dict[tuple[str, str], set[str]] = {}
+    for r in unproven(every):
+        left.setdefault((r.subject.name, str(r.cell.threat)), set()).add(r.cell.attack)
+    for (name, threat), attacks in left.items():
+        texts.add(
+            f"{name} at {threat}: {', '.join(sorted(attacks))} did not climb through the augmentations, so the number is "
+            "shown only beside an adaptive one: --attack eot-pgd or autoattack-rand."
+        )
+    return sorted(texts)
+
+
 def _worst(own: Sequence[Result], columns: Sequence[tuple[str, ThreatModel]]) -> str:
-    """Accuracy under every result of a row; absent while one of the columns is, since fewer attacks look more robust."""
+    """Accuracy under every result of a row; absent while one of its columns is, since fewer attacks look more robust."""
     there = {(r.cell.attack, r.cell.threat) for r in own if not r.cell.source}
-    return _accuracy([r.robust for r in own]) if there.issuperset(columns) else ABSENT
+    return accuracy([r.robust for r in own]) if own and there.issuperset(columns) else ABSENT
 
 
 def _several(results: Sequence[Result], threat: ThreatModel) -> bool:
@@ -186,7 +271,7 @@ def _transfer(results: Sequence[Result], where: str) -> list[Table]:
     for attack, threat in sorted(kinds, key=lambda c: (NORMS.index(c[1].norm), c[1].eps, _rank(c[0]), c[0])):
         part = [r for r in results if (r.cell.attack, r.cell.threat) == (attack, threat)]
         targets = _subjects(part)
-        sources = _ordered({r.source.sha256: r.source for r in part if r.source}.values())
+        sources = ordered({r.source.sha256: r.source for r in part if r.source}.values())
         bits = {(r.cell.checkpoint, r.cell.source): r.robust for r in part}
         rows = []
         for target in targets:
@@ -194,7 +279,7 @@ def _transfer(results: Sequence[Result], where: str) -> list[Table]:
             for source in sources:
                 own = target.sha256 == source.sha256
                 found = bits.get((target.sha256, "" if own else source.sha256))
-                row.append(ABSENT if found is None else _accuracy([found]) + ("*" if own else ""))
+                row.append(ABSENT if found is None else accuracy([found]) + ("*" if own else ""))
             rows.append((safe(target.group), safe(target.name), *row))
         header = ("target \\ source", *[safe(source.name) for source in sources])
         title = f"Black-box transfer, {safe(attack)} at {threat}, {where}"
@@ -205,7 +290,8 @@ def _transfer(results: Sequence[Result], where: str) -> list[Table]:
     return made
 
 
-def _failures(failures: Sequence[Failure]) -> Table:
+def failed(failures: Sequence[Failure]) -> Table:
+    """The cells that gave no result, and why."""
     rows = tuple(
         ("", safe(f.subject.name), safe(f.cell.attack), str(f.cell.threat), safe(f.reason))
         for f in sorted(failures, key=lambda f: f.cell.key)
@@ -214,10 +300,10 @@ def _failures(failures: Sequence[Failure]) -> Table:
 
 
 def _subjects(results: Iterable[Result]) -> list[Subject]:
-    return _ordered({r.subject.sha256: r.subject for r in results}.values())
+    return ordered({r.subject.sha256: r.subject for r in results}.values())
 
 
-def _ordered(subjects: Iterable[Subject]) -> list[Subject]:
+def ordered(subjects: Iterable[Subject]) -> list[Subject]:
     """Supervised first; within a group those without a threat first, then by name."""
     return sorted(subjects, key=lambda s: (s.group != "supervised", s.threat is not None, s.name, s.sha256))
 
@@ -228,7 +314,7 @@ def _rank(attack: str) -> int:
     return order.index(attack) if attack in order else len(order)
 
 
-def _accuracy(columns: Sequence[Sequence[bool]]) -> str:
+def accuracy(columns: Sequence[Sequence[bool]]) -> str:
     """The share of images that are right in every column, in per cent, to what that many images can resolve."""
     share = sum(map(all, zip(*columns, strict=True))) / len(columns[0])
     return f"{100 * share:.{2 if len(columns[0]) >= 1000 else 1}f}"
@@ -286,9 +372,14 @@ def _cell(text: str) -> str:
 
 
 def tidy(records: Iterable[Result | Failure]) -> pandas.DataFrame:
-    """One row per result: what was asked, accuracies as fractions, and what it cost."""
+    """One row per result: what was asked, accuracies as fractions, and what it cost.
+
+    The robust accuracy of a smoothed classifier is absent where it says nothing alone, see `unproven`.
+    """
     import pandas
 
+    records = list(records)
+    alone = unproven(r for r in records if isinstance(r, Result))
     rows = [
         {
             "dataset": r.subject.dataset,
@@ -298,14 +389,15 @@ def tidy(records: Iterable[Result | Failure]) -> pandas.DataFrame:
             "trained_against": str(r.subject.threat or ""),
             "training_seed": r.subject.seed,
             "source": r.source.name if r.source else "",
+            "inference": r.cell.inference.label if r.cell.inference else "",
             "attack": r.cell.attack,
             "threat": str(r.cell.threat),
             "seen": r.cell.threat == r.subject.threat,
             "count": r.cell.count,
             "attack_seed": r.cell.seed,
             "clean_accuracy": sum(r.clean) / r.cell.count,
-            "robust_accuracy": sum(r.robust) / r.cell.count,
-            "median_norm": r.median_norm,
+            "robust_accuracy": None if r in alone else sum(r.robust) / r.cell.count,
+            "median_norm": None if r in alone else r.median_norm,
             "largest_perturbation": r.largest,
             "seconds": r.seconds,
             "forwards": r.forwards,
@@ -317,16 +409,24 @@ def tidy(records: Iterable[Result | Failure]) -> pandas.DataFrame:
     ]
     if not rows:
         raise StoreError("no results to list: robench evaluate --attack pgd-20")
-    order = ["dataset", "group", "checkpoint", "source", "threat", "attack", "count", "attack_seed", "cell"]
+    order = [
+        "dataset",
+        "group",
+        "checkpoint",
+        "source",
+        "inference",
+        "threat",
+        "attack",
+        "count",
+        "attack_seed",
+        "cell",
+    ]
     frame = pandas.DataFrame(rows)
-    return frame.sort_values(order, ascending=[True, False, *[True] * 7], ignore_index=True)
+    return frame.sort_values(order, ascending=[True, False, *[True] * 8], ignore_index=True)
 
 
 def csv(records: Iterable[Result | Failure], which: str = "cells") -> str:
-    """One CSV table: `cells` is tidy, a row per result; `white-box` and `transfer` are the wide tables.
-
-    Text that a spreadsheet would run as a formula gets a leading apostrophe.
-    """
+    """One CSV table: `cells` is tidy, a row per result; `white-box` and `transfer` are the wide tables."""
     import pandas
 
     if which == "cells":
@@ -339,6 +439,11 @@ def csv(records: Iterable[Result | Failure], which: str = "cells") -> str:
             made.insert(0, "table", table.title, allow_duplicates=True)
             frames.append(made)
         frame = frames[0] if len(frames) == 1 else pandas.concat(map(_distinct, frames), ignore_index=True)
+    return as_csv(frame)
+
+
+def as_csv(frame: pandas.DataFrame) -> str:
+    """A frame as CSV; text that a spreadsheet would run as a formula gets a leading apostrophe."""
     frame = frame.map(_harmless)
     frame.columns = [_harmless(name) for name in frame.columns]
     return frame.to_csv(index=False, lineterminator="\n")

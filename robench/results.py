@@ -14,6 +14,7 @@ from typing import Any
 
 from robench import files
 from robench.errors import StoreError, UsageError
+from robench.inference import Inference
 from robench.spec import build, digest, plain
 from robench.threat import ThreatModel
 
@@ -33,7 +34,8 @@ class Cell:
         threat: the ball.
         data: SHA-256 of the images and labels.
         count: how many there are.
-        seed: of the attack's randomness.
+        seed: of the attack's randomness, and of what `inference` draws.
+        inference: how the checkpoint answers, where that is more than one look at the image.
     """
 
     checkpoint: str
@@ -45,11 +47,21 @@ class Cell:
     data: str
     count: int
     seed: int
+    inference: Inference | None = None
 
     @property
     def key(self) -> str:
         """The digest that names this cell's file."""
-        return digest(self)[:32]
+        return digest(_table(self))[:32]
+
+
+def _table(cell: Cell) -> dict[str, Any]:
+    """A cell as it is written and digested: one that looks once does not say so, as none did before there was a choice."""
+    table: Any = plain(cell)
+    if cell.inference is None:
+        del table["inference"]
+    found: dict[str, Any] = table
+    return found
 
 
 @dataclass(frozen=True)
@@ -203,6 +215,7 @@ class Store:
 
 def _sealed(record: Result | Failure) -> dict[str, Any]:
     table: Any = plain(record)
+    table["cell"] = _table(record.cell)
     if isinstance(record, Result):
         table["clean"], table["robust"] = pack(record.clean), pack(record.robust)
     table = {"format": FORMAT, "kind": type(record).__name__.lower(), **table}
@@ -231,6 +244,11 @@ def _read(path: Path) -> Result | Failure:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
         raise StoreError(f"{path} is damaged: {error}. Move it away and evaluate again") from None
     return record
+
+
+def named(subject: Subject, inference: Inference | None) -> str:
+    """How tables call a checkpoint that answers so."""
+    return f"{subject.name} +{inference.label}" if inference else subject.name
 
 
 def column(attack: str, threat: ThreatModel) -> str:

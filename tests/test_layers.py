@@ -24,11 +24,11 @@ LAYERS = (
     ("files", "spec", "registry", "provenance", "protocols"),
     (
         *("noise", "geometry", "losses", "door", "augment", "data", "models", "recipe", "results", "optimiser"),
-        *("convex", "probe"),
+        *("convex", "probe", "suite", "inference", "smoothed"),
     ),
-    ("attacks", "reporting", "listing"),
+    ("attacks", "reporting", "comparison", "listing"),
     ("methods",),
-    ("checkpoint", "run", "verdict", "training", "evaluation", "testing", "demo"),
+    ("checkpoint", "run", "verdict", "training", "evaluation", "testing", "demo", "sweep"),
     ("terminal", "cli"),
     ("__main__",),
 )
@@ -43,8 +43,11 @@ LIGHT = (
     "provenance",
     "protocols",
     "recipe",
+    "inference",
+    "suite",
     "results",
     "reporting",
+    "comparison",
     "listing",
 )
 

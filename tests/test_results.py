@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from robench import files
 from robench.errors import StoreError
+from robench.inference import Inference
 from robench.results import Cell, Failure, Result, Store, Subject, column, pack, safe, unpack
 from robench.threat import Norm, ThreatModel
 
@@ -160,6 +161,7 @@ OTHERS: dict[str, Any] = {
     "data": "e" * 64,
     "count": 12,
     "seed": 1,
+    "inference": Inference(draws=10),
 }
 
 
@@ -176,6 +178,25 @@ def test_the_key_does_not_depend_on_the_order_of_options() -> None:
 def test_the_key_is_the_same_on_every_machine() -> None:
     # a change of this text makes every stored result unknown: raise FORMAT with it
     assert CELL.key == "fb94ff11c3c901e7838bcad207f0fe33"
+
+
+def test_a_cell_that_looks_once_is_written_as_before_there_was_inference(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.put(result())
+    assert "inference" not in json.loads(store.path(CELL).read_text())["cell"]
+    assert CELL.inference is None
+
+
+@pytest.mark.parametrize(
+    "change", [{"draws": 29}, {"average": "votes"}, {"adaptive": True}, {"augment": {"area": 0.5}}], ids=str
+)
+def test_how_a_checkpoint_answers_decides_the_key_and_comes_back(change: dict[str, Any], tmp_path: Path) -> None:
+    cell, other = (replace(CELL, inference=Inference(**options)) for options in ({}, change))
+    assert len({CELL.key, cell.key, other.key}) == 3
+    store = Store(tmp_path)
+    store.put(result(other))
+    assert store.get(other) == result(other)
+    assert store.get(cell) is None
 
 
 # damage
