@@ -155,7 +155,11 @@ SUITES = {
             "RoCL figure 3c: clean and PGD-20 accuracy, a row for each length of pre-training",
             _grid(pgd(), "PGD-20", (SEEN, FAR)),
             tables=("fig. 3c", "figure 3c"),
-            notes=(LAST, ROUNDED, "Train the rows by robench sweep rocl --set stage.0.epochs=50,100,200,500,1000."),
+            notes=(
+                LAST,
+                ROUNDED,
+                "Its rows are epochs of one run; robench sweep rocl --set stage.0.epochs=50,100,200 trains a run for each.",
+            ),
         ),
         Suite(
             "rocl-fig3d",

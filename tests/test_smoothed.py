@@ -1,5 +1,6 @@
 """Transformation-smoothed inference: an average that can be written down, draws that belong to the image, honest attacks."""
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +15,10 @@ from robench.checkpoint import Checkpoint, open_checkpoint
 from robench.data import Split
 from robench.door import Door
 from robench.errors import UsageError
-from robench.evaluation import Engine, Job
+from robench.evaluation import Engine
 from robench.inference import LOOK, Inference
 from robench.noise import ImageGenerator, content, seed_of
 from robench.recipe import Augment
-from robench.registry import ATTACKS
 from robench.results import Result
 from robench.smoothed import Glimpse, Smoothed
 from robench.threat import ThreatModel
@@ -187,7 +187,7 @@ def test_every_look_of_an_attack_is_new_and_its_images_own() -> None:
         return seen.views
 
     together = looks([x, x, x])
-    assert min((a - b).flatten(1).abs().amax(1).min() for a, b in zip(together, together[1:], strict=False)) > 1e-3
+    assert min((a - b).flatten(1).abs().amax(1).min() for a, b in itertools.pairwise(together)) > 1e-3
     alone = looks([x[3:4], x[3:4], x[3:4]])
     for a, b in zip(together, alone, strict=True):
         assert (a[3] - b[0]).abs().max() < 1e-6
