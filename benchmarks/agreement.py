@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import statistics
 import sys
 import time
@@ -27,10 +28,10 @@ from torch import Tensor, nn
 
 from robench import data, recipe, verdict
 from robench.attacks import attack_for
-from robench.attacks.reference import _fit, _guarded
+from robench.attacks.reference import run_reference
 from robench.checkpoint import open_checkpoint, runs
 from robench.data import Split
-from robench.door import Door, frozen
+from robench.door import frozen
 from robench.losses import margin
 from robench.protocols import Classifier
 from robench.provenance import provenance
@@ -38,7 +39,6 @@ from robench.run import Run
 from robench.threat import ThreatModel
 from robench.training import train
 
-NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 THREATS = {"digits": ("linf-0.2", "l2-0.75", "l1-2"), "cifar10": ("linf-8/255", "l2-0.5", "l1-8")}
 MEMBERS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square")
 
@@ -52,18 +52,10 @@ class Reference:
     whole: bool = True
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Tensor:
-        import pyautoattack
-
-        assert isinstance(model, Door)
-        seed = generator.initial_seed()
-        with _guarded(model):
-            suite = pyautoattack.AutoAttack(
-                model, norm=NORMS[self.threat.norm], eps=self.threat.eps, version="standard", seed=seed, device=x.device
-            )
-            _fit(suite, model.classes, 100, 5000)
-            suite.attacks_to_run = list(self.members)
-            adv: Tensor = suite.run_standard_evaluation(x, y, batch_size=250)[0]
-        return adv
+        budget = {"steps": 100, "queries": 5000, "batch_size": 250, "version": "standard"}
+        return run_reference(
+            model, x, y, threat=self.threat, seed=generator.initial_seed(), members=self.members, **budget
+        )
 
 
 @dataclass(frozen=True)
@@ -225,7 +217,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=[*THREATS, "table"], help="images to compare on, or print the table of FILEs")
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE")
-    parser.add_argument("--data", type=Path, default=Path("data"), help="where CIFAR-10 is")
+    parser.add_argument(
+        "--data", type=Path, default=Path(os.environ.get("ROBENCH_DATA", "data")), help="where CIFAR-10 is"
+    )
     parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"))
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--count", type=int, default=1000, help="how many images")

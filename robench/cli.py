@@ -105,7 +105,7 @@ def cli(traceback: bool) -> None:
 )
 @click.option("--model", help="Train another encoder: robench list models")
 @click.option("--encoder", metavar="CHECKPOINT", help="Start from the encoder of a trained checkpoint.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
 @_device
 @_threads
 @_data
@@ -201,7 +201,7 @@ def train(
 )
 @click.option("--draws", type=int, help="For --inference tsi: augmentations an answer is made of; 30 by default.")
 @click.option("--average", help="For --inference tsi: probabilities (the default) or votes.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the attacks.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of the attacks.")
 @click.option("--batch", type=click.IntRange(min=1), default=500, show_default=True, help="Images at once.")
 @_device
 @_threads
@@ -517,8 +517,13 @@ def _sources(text: str, targets: Sequence[Checkpoint], root: Path) -> list[list[
 
     if text == "all":
         return [[target] for target in targets]
-    whole = any(place.is_dir() for place in (Path(text), root / text.partition("@")[0]))  # a name may have a plus sign
+    name = text.rpartition("@")[0] if text.endswith(("@best", "@last")) else text
+    whole = any((place / name).is_dir() for place in (Path(), root))  # a name may have a plus sign
     parts = [text] if whole else text.split("+")
+    if not all(parts):
+        raise UsageError(
+            f"--source {text}: an ensemble is CHECKPOINT+CHECKPOINT, with a name on each side of the plus sign"
+        )
     return [[open_checkpoint(part, root) for part in parts]]
 
 
@@ -558,7 +563,7 @@ def _tell(
         elif not quiet:
             n = record.cell.count
             note = "  (was there already)" if there else f"  {record.seconds:.1f} s"
-            norm = "" if record.median_norm is None else f", median norm {record.median_norm:.3g}"
+            norm = "" if record.median_norm is None or record.source else f", median norm {record.median_norm:.3g}"
             accuracy = f"clean {100 * sum(record.clean) / n:.1f} %, robust {100 * sum(record.robust) / n:.1f} %"
             answers = record.cell.inference
             alone = ", not adaptive" if answers and not answers.adaptive and not record.source else ""

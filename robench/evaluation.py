@@ -227,8 +227,8 @@ class Engine:
             seconds=seconds,
             forwards=door.forwards + crafted.forwards,
             backwards=door.backwards + crafted.backwards,
-            left=crafted.left,
-            notes=(*notes, *found.notes, *crafted.notes),
+            left={} if job.source else crafted.left,
+            notes=(*notes, *found.notes, *_told(job, crafted)),
             provenance=about,
         )
 
@@ -358,6 +358,11 @@ def subject(checkpoint: Checkpoint, dataset: str) -> Subject:
         dataset=dataset,
         sha256=checkpoint.sha256,
     )
+
+
+def _told(job: Job, crafted: verdict.Crafted) -> list[str]:
+    """What an attack noted; in a transfer that is about the source, not about the checkpoint."""
+    return [f"on {job.source.name}: {note}" if job.source else note for note in crafted.notes]
 
 
 def source_subject(source: Source, dataset: str) -> Subject:

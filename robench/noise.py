@@ -59,7 +59,7 @@ class ImageGenerator(torch.Generator):
             index: which images, as positions or as a mask; all when None.
         """
         made = ImageGenerator(seed_of(self.initial_seed(), *purpose), [])
-        keys = self.keys if index is None else self.keys[index]
+        keys = self.keys if index is None else self.keys[index.to(self.keys.device)]
         made.keys = _mix(keys ^ made.initial_seed())
         return made
 

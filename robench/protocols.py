@@ -29,6 +29,7 @@ class Attack(Protocol):
                             then counts as robust, and the evaluator keeps each image's norm.
         randomised = True   it is made for models that answer differently each time; others are refused there.
         cost(classes)       the most (forward, backward) passes an image may take.
+        exempt = {"I7": ..} laws of `robench.testing` it does not obey, each with the reason.
         notes(classes)      texts a reader of the result should know.
     """
 

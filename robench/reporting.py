@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 R = TypeVar("R", bound=Result | Failure)
 NORMS = list(Norm)
+BLIND = {"torchattacks:Square", "torchattacks:SPSA"}  # of torchattacks, those that see no gradient
 ATTACKS_THAT_SETTLE = {
     "autoattack",
     "autoattack-plus",
@@ -169,8 +170,9 @@ def _said(results: Sequence[Result]) -> list[str]:
     about: dict[tuple[str, str], list[str]] = {}
     for r in results:
         for note in r.notes:
-            about.setdefault((r.subject.name, note), []).append(column(r.cell.attack, r.cell.threat))
-        if r.median_norm is not None:
+            via = f" from {r.source.name}" if r.source else ""
+            about.setdefault((r.subject.name, note), []).append(column(r.cell.attack, r.cell.threat) + via)
+        if r.median_norm is not None and not r.source:
             found = f"median {r.cell.threat.norm.value} norm of the smallest perturbation found: {r.median_norm:.3g}"
             about.setdefault((r.subject.name, found), []).append(r.cell.attack)
     return sorted(f"{name}, {', '.join(sorted(set(which)))}: {note}." for (name, note), which in about.items())
@@ -204,7 +206,7 @@ def suspicions(results: Sequence[Result]) -> list[str]:
         if len(beyond) < max(2, 0.002 * len(left)):
             continue
         settles = "autoattack-rand" if part[0].cell.inference else "autoattack"
-        strong = any(r.cell.attack.partition("@")[0] in ATTACKS_THAT_SETTLE for r in white)
+        strong = any(r.cell.attack in ATTACKS_THAT_SETTLE for r in white)
         advice = "suspect masked gradients" if strong else f"weak attacks or masked gradients: add --attack {settles}"
         which = ", ".join(f"{name} {count}" for name, count in sorted(found.items()))
         texts.append(
@@ -222,6 +224,8 @@ def _sees_gradients(result: Result) -> bool:
     if result.cell.inference is not None and not result.cell.inference.adaptive:
         return False
     name = result.cell.attack.partition("@")[0]
+    if name in BLIND:
+        return False
     row = ATTACKS.rows.get(name)
     return not result.cell.source and (row is None or row.facts["knowledge"] in ("white-box", "varies"))
 

@@ -110,8 +110,8 @@ def evaluate(
         AttackError: if the model or the attack breaks its contract.
     """
     check_images(x, y, classes)
-    target = as_module(model)
-    ids = torch.arange(len(x), device=x.device) if ids is None else ids
+    x, target = x.detach(), as_module(model)
+    ids = torch.arange(len(x), device=x.device) if ids is None else ids.to(x.device)
     with frozen(target), guarded(seed), exact():
         found = probe(target, x, y, classes, batch)
         refuse_randomised(attack, found)
@@ -130,6 +130,10 @@ def check_images(x: Tensor, y: Tensor, classes: int) -> None:
     Raises:
         DataError: naming the first offence and its likely cause.
     """
+    if not isinstance(x, Tensor) or not isinstance(y, Tensor) or x.device != y.device:
+        raise DataError(f"images and labels must be tensors on one device, not {_kind(x)} and {_kind(y)}")
+    if classes < 2:
+        raise DataError(f"a classifier has at least 2 classes, not {classes}")
     if x.ndim != 4 or x.dtype not in (torch.float32, torch.float64):
         advice = " (divide by 255)" if not x.is_floating_point() else ""
         raise DataError(f"images are {tuple(x.shape)} {x.dtype}; expected NCHW float32 or float64 in [0, 1]{advice}")
@@ -148,6 +152,10 @@ def check_images(x: Tensor, y: Tensor, classes: int) -> None:
     if low < 0 or high > 1:
         cause = "they look normalised: put the normalisation into the model" if low < 0 else "divide by 255"
         raise DataError(f"pixels go from {low:.4g} to {high:.4g}, not in [0, 1]: {cause}")
+
+
+def _kind(value: object) -> str:
+    return f"a tensor on {value.device}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
 def probe(model: nn.Module, x: Tensor, y: Tensor, classes: int, batch: int = 500) -> Probe:
@@ -180,7 +188,8 @@ def probe(model: nn.Module, x: Tensor, y: Tensor, classes: int, batch: int = 500
     if any((each - logits[:16]).abs().max().item() > 1e-3 * reach for each in others):
         notes.append("flag: an image's logits depend on the other images of its batch")
     sums = logits.sum(1)
-    if logits.min() >= -1e-3 * reach and (sums - sums[0]).abs().max() <= 2e-3 * sums[0].abs() and reach > 0:
+    level = sums[0] if len(x) > 1 else torch.ones_like(sums[0])
+    if logits.min() >= -1e-3 * reach and (sums - level).abs().max() <= 2e-3 * level.abs() and reach > 0:
         notes.append("flag: the model returns probabilities where logits are expected, which can hide gradients")
     return Probe(False, tuple(notes + _gradients(door, x, y)))
 
@@ -250,7 +259,7 @@ def right(door: Door, x: Tensor, y: Tensor, randomised: bool = False) -> Tensor:
 
 def _share(door: Door, x: Tensor, y: Tensor) -> Tensor:
     with torch.no_grad():
-        return torch.stack([door(x).argmax(1) == y for _ in range(PASSES)]).double().mean(0)
+        return torch.stack([door(x).argmax(1) == y for _ in range(PASSES)]).float().mean(0)
 
 
 def craft(door: Door, attack: Attack, x: Tensor, y: Tensor, which: Tensor, *, ids: Tensor, seed: int) -> Crafted:
@@ -269,7 +278,7 @@ def craft(door: Door, attack: Attack, x: Tensor, y: Tensor, which: Tensor, *, id
         AttackError: if the attack returns no images of the right shape, or changes the model.
     """
     kind = f"{type(attack).__module__}:{type(attack).__qualname__}"  # not its options: more restarts begin alike
-    before = {key: (tensor._version, tensor.clone()) for key, tensor in door.model.state_dict().items()}
+    before = {key: (tensor._version, tensor.clone()) for key, tensor in _tensors(door.model).items()}
 
     def run(part: Tensor) -> Tensor:
         generator = ImageGenerator(seed_of(seed, kind), ids[part], x.device)
@@ -293,7 +302,7 @@ def craft(door: Door, attack: Attack, x: Tensor, y: Tensor, which: Tensor, *, id
             if len(todo) and attack.threat.eps > 0:
                 adv[todo] = run(todo) if getattr(attack, "whole", False) else door.each(run, todo)
         finally:
-            now = door.model.state_dict()
+            now = _tensors(door.model)
             changed = [key for key, (version, _) in before.items() if now[key]._version != version]
             with torch.no_grad():
                 for key in changed:
@@ -301,6 +310,10 @@ def craft(door: Door, attack: Attack, x: Tensor, y: Tensor, which: Tensor, *, id
     if changed:
         raise AttackError(f"the attack changed the weights or statistics of the model ({changed[0]})")
     return Crafted(adv, door.forwards, door.backwards, tuple(dict.fromkeys(door.noted)), dict(door.left))
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def judge(door: Door, attack: Attack, x: Tensor, y: Tensor, clean: Tensor, adv: Tensor, found: Probe) -> Verdict:
@@ -354,14 +367,21 @@ def _check_box(adv: Tensor) -> None:
 
 
 def as_module(model: Classifier) -> nn.Module:
-    """The model itself, or any callable as a module."""
-    return model if isinstance(model, nn.Module) else _Function(model)
+    """The model itself, the module a bound method belongs to, or any other callable as a module.
+
+    A function that hides a module inside is called as it is: put that module into eval mode first.
+    """
+    if isinstance(model, nn.Module):
+        return model
+    owner = getattr(model, "__self__", None)
+    return _Function(model, owner if isinstance(owner, nn.Module) else None)
 
 
 class _Function(nn.Module):
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, function: Callable[[Tensor], Tensor], owner: nn.Module | None) -> None:
         super().__init__()
         self.function = function
+        self.owner = owner
 
     def forward(self, x: Tensor) -> Tensor:
         return self.function(x)

@@ -273,9 +273,9 @@ def test_autoattack_says_what_it_leaves_out(text: str) -> None:
     attack: Any = attack_for("autoattack", threat)
     assert attack.notes(10) == ()
     needs = "apgd-t, which needs 4 classes"
-    assert attack.notes(3) == ("aims at 2 classes, all there are", f"climbs the margin in {needs}")
+    assert attack.notes(3) == ("aims at 2 classes at most, all there are", f"climbs the margin in {needs}")
     reference: Any = attack_for("autoattack@backend=reference", threat)
-    assert reference.notes(3) == ("aims at 2 classes, all there are", f"leaves out {needs}")
+    assert reference.notes(3) == ("aims at 2 classes at most, all there are", f"leaves out {needs}")
     less: Any = attack_for("autoattack@queries=50", threat)
     assert less.notes(10) == ("100 steps and 50 queries where AutoAttack has 100 and 5000",)
 

@@ -102,10 +102,8 @@ class AutoAttack:
         notes = []
         if (self.steps, self.queries) != (STEPS, QUERIES):
             notes.append(f"{self.steps} steps and {self.queries} queries where AutoAttack has {STEPS} and {QUERIES}")
-        if self.version == "rand":
-            return tuple(notes)
-        if classes < (6 if self.threat.norm is Norm.L1 and self.version == "standard" else 10):
-            notes.append(f"aims at {classes - 1} classes, all there are")
+        if self.version != "rand" and classes < 10:
+            notes.append(f"aims at {classes - 1} classes at most, all there are")
         few = [name for name in self.members() if classes < NEEDS.get(name, 2)]
         verb = "leaves out" if self.backend == "reference" else "climbs the margin in"
         return tuple(notes + [f"{verb} {name}, which needs {NEEDS[name]} classes" for name in few])

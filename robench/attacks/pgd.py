@@ -129,26 +129,26 @@ class PGD:
         steps = self.steps - before
         step = self.step if self.step is not None else default_step(steps)
 
-        def logits(adv: Tensor) -> Tensor:
-            return sum((model(adv) for _ in range(1, self.draws)), model(adv)) / self.draws
+        def look(adv: Tensor) -> tuple[Tensor, Tensor]:
+            """Logits and loss, as means over the draws."""
+            each = [model(adv) for _ in range(self.draws)]
+            return torch.stack(each).mean(0), torch.stack([loss(logits, y) for logits in each]).mean(0)
 
         adv = random_start(x, wide, noise) if self.random_start else x
         if self.threat.norm is Norm.L2:
             adv = x + per_image(uniform(noise, (len(x),), x.device).to(x.dtype), x) * (adv - x)
         if before:
-            adv = ascend(
-                lambda adv: loss(logits(adv), y), x, adv, wide, steps=before, step=step, momentum=self.momentum
-            )
+            adv = ascend(lambda adv: look(adv)[1], x, adv, wide, steps=before, step=step, momentum=self.momentum)
         start = project(adv, x, self.threat)
         kept = start.clone()
         broken = torch.zeros(len(x), dtype=torch.bool, device=x.device)
 
         def objective(adv: Tensor) -> Tensor:
-            found = logits(adv)
-            fooled = found.detach().argmax(1) != y
+            logits, value = look(adv)
+            fooled = logits.detach().argmax(1) != y
             kept[fooled] = adv.detach()[fooled]
             broken.logical_or_(fooled)
-            return loss(found, y)
+            return value
 
         last = ascend(objective, x, start, self.threat, steps=steps, step=step, momentum=self.momentum)
         with torch.no_grad():

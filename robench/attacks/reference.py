@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,6 +31,7 @@ def run_reference(
     queries: int,
     seed: int,
     batch_size: int,
+    members: Sequence[str] = (),
 ) -> Tensor:
     """The suite as the package `pyautoattack` runs it, the original code under another name.
 
@@ -44,6 +45,7 @@ def run_reference(
         queries: of Square; 5,000 in the standard.
         seed: of its randomness, which it draws from the global generator for every batch anew.
         batch_size: images per batch, on which its noise depends.
+        members: only these of its attacks; all of the version's when empty.
 
     Returns:
         Its images; the clean ones where it found nothing.
@@ -56,15 +58,17 @@ def run_reference(
     x = x.contiguous()
     if not isinstance(model, Door):
         model = Door(model, classes=model(x[:1]).shape[1])  # type: ignore[arg-type]
-    with _guarded(model):
+    with _guarded(model, x.device):
         suite = pyautoattack.AutoAttack(
             model, norm=_NORMS[threat.norm], eps=threat.eps, version=version, seed=seed, device=x.device
         )
+        suite.attacks_to_run = list(members) or suite.attacks_to_run
         _fit(suite, model.classes, steps, queries)
         try:
             adv: Tensor = suite.run_standard_evaluation(x, y, batch_size=batch_size)[0]
-        except (IndexError, RuntimeError, TypeError, ValueError) as error:
-            raise AttackError(f"pyautoattack stopped: {type(error).__name__}: {error}") from error
+        except (ArithmeticError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            hint = " (its Square needs images of at least 5 pixels)" if isinstance(error, ArithmeticError) else ""
+            raise AttackError(f"pyautoattack stopped: {type(error).__name__}: {error}{hint}") from error
     return adv
 
 
@@ -84,7 +88,7 @@ def _fit(suite: Any, classes: int, steps: int, queries: int) -> None:
 
 
 @contextmanager
-def _guarded(door: Door) -> Iterator[None]:
+def _guarded(door: Door, device: torch.device) -> Iterator[None]:
     """Give back the global random state and the trace hook, which the package overwrites, and pass its log on."""
     logger = logging.getLogger("auto-attack")
     level, propagate = logger.level, logger.propagate
@@ -99,7 +103,7 @@ def _guarded(door: Door) -> Iterator[None]:
     logger.propagate = False
     trace = sys.gettrace()
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
             yield
     finally:
         sys.settrace(trace)

@@ -56,6 +56,12 @@ class Torchattacks:
             raise UsageError(f"attack torchattacks:{self.name}: unknown option {unknown[0]!r} (options: {known})")
         if "norm" in self.options:
             raise UsageError(f"attack torchattacks:{self.name}: the norm is the threat's; leave the option away")
+        alpha, steps = self.options.get("alpha"), self.options.get("steps", _default(parameters, "steps", 1))
+        if isinstance(alpha, int | float) and alpha * steps < self.threat.eps * (1 - 1e-6):
+            raise UsageError(
+                f"attack torchattacks:{self.name}: {steps} steps of alpha = {alpha:g} cannot cross the ball of {self.threat}, "
+                f"so the result would look robust for no reason; set alpha to at least {self.threat.eps / steps:.4g}"
+            )
         if self.threat.norm not in (norms := _norms(self.name, parameters)):
             raise UsageError(
                 f"attack torchattacks:{self.name} works in {' and '.join(norms)}, not in {self.threat.norm.value}"
@@ -71,10 +77,10 @@ class Torchattacks:
         if "norm" in parameters:
             options["norm"] = {"linf": "Linf", "l2": "L2"}[self.threat.norm]
         if "alpha" in parameters and "alpha" not in options:
-            steps = options.get("steps", parameters["steps"].default if "steps" in parameters else 1)
+            steps = options.get("steps", _default(parameters, "steps", 1))
             share = parameters["alpha"].default / parameters["eps"].default
             options["alpha"] = self.threat.eps * max(share, 2.5 / steps)
-        with torch.random.fork_rng():
+        with torch.random.fork_rng([x.device] if x.is_cuda else []):
             torch.manual_seed(generator.initial_seed())
             attack = cls(_Module(model), **{_radius(parameters): self.threat.eps}, **options)
             try:
@@ -125,6 +131,10 @@ def _class(name: str) -> Any:
         guess = f"; did you mean torchattacks:{match}?" if match else ""
         raise UsageError(f"torchattacks has no attack {name!r}{guess} (it has {', '.join(sorted(known))})")
     return getattr(torchattacks, name)
+
+
+def _default(parameters: Mapping[str, inspect.Parameter], name: str, otherwise: Any) -> Any:
+    return parameters[name].default if name in parameters else otherwise
 
 
 def _radius(parameters: Mapping[str, inspect.Parameter]) -> str:

@@ -48,14 +48,16 @@ def check_attack(attack: str, cases: Iterable[Case] | None = None, laws: Iterabl
         laws: names of `LAWS`; all when None.
 
     Returns:
-        For each law `obeyed`, or `exempt: ` and the reason that the attack's row in the registry gives.
+        For each law `obeyed`, or `exempt: ` and the reason, from the attack's row in the registry or its class
+        attribute `exempt`.
 
     Raises:
         LawError: for the first law that is broken, naming the law, the attack and the case.
         UsageError: for an unknown attack or law.
     """
     norms_of(attack)  # which refuses what is no attack
-    exempt = ATTACKS.entry(attack).exempt
+    entry = ATTACKS.entry(attack)
+    exempt = {**entry.exempt, **getattr(ATTACKS.load(entry), "exempt", {})}
     chosen = list(LAWS) if laws is None else list(laws)
     if unknown := [law for law in chosen if law not in LAWS]:
         raise UsageError(f"there is no law {unknown[0]!r}; laws are {', '.join(LAWS)}")
