@@ -206,7 +206,7 @@ def suspicions(results: Sequence[Result]) -> list[str]:
         if len(beyond) < max(2, 0.002 * len(left)):
             continue
         settles = "autoattack-rand" if part[0].cell.inference else "autoattack"
-        strong = any(r.cell.attack in ATTACKS_THAT_SETTLE for r in white)
+        strong = any(map(_settles, white))
         advice = "suspect masked gradients" if strong else f"weak attacks or masked gradients: add --attack {settles}"
         which = ", ".join(f"{name} {count}" for name, count in sorted(found.items()))
         texts.append(
@@ -214,6 +214,13 @@ def suspicions(results: Sequence[Result]) -> list[str]:
             f"({which}); {advice}."
         )
     return texts
+
+
+def _settles(result: Result) -> bool:
+    """Whether an attack is strong enough, at its full budget, to suspect the model rather than the attack."""
+    options = result.cell.options
+    full = all(options.get(name, least) >= least for name, least in (("steps", 100), ("queries", 5000)))
+    return full and result.cell.attack.partition("@")[0] in ATTACKS_THAT_SETTLE
 
 
 def _sees_gradients(result: Result) -> bool:

@@ -2,6 +2,8 @@
 
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,3 +48,15 @@ def test_the_example_attack_obeys_the_laws(tmp_path: Path) -> None:
     laws = [law for law in LAWS if law != "I7"]  # ten random points are a floor, not a search
     outcome = check_attack(attack, cases_for(attack)[::4], laws)
     assert set(outcome.values()) == {"obeyed"}
+
+
+def test_the_agreement_table_is_what_is_kept() -> None:
+    folder = PAGE.parent.parent / "benchmarks"
+    files = [folder / f"agreement-{name}.json" for name in ("digits", "cifar10")]
+    command = [sys.executable, str(folder / "agreement.py"), "table", *map(str, files)]
+    made = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    page = folder / "README.md"
+    pattern = r"(?<=<!-- agreement -->\n).*?(?=<!-- /agreement -->)"
+    if "RENEW_GOLDEN" in os.environ:
+        page.write_text(re.sub(pattern, lambda _: made, page.read_text(), flags=re.DOTALL))
+    assert re.search(pattern, page.read_text(), re.DOTALL)[0] == made  # type: ignore[index]

@@ -1,5 +1,6 @@
 """Attacks against models whose robustness is known: nothing impossible is ever found, and little that is possible is missed."""
 
+from dataclasses import replace
 from functools import cache
 
 import numpy
@@ -196,7 +197,7 @@ def certified(eps: float) -> Tensor:
     "attack",
     [
         "apgd-ce",
-        "apgd-t@steps=20",
+        "apgd-t@targets=3",
         "pgd-20x5",
         "square@queries=300",
         "fab-t@steps=20",
@@ -257,7 +258,7 @@ def other_net() -> nn.Sequential:
 def test_masked_gradients_are_suspected() -> None:
     twin, on, source = certified_net(), subject("masked"), subject("twin")
     masked = Wavy(twin).eval()
-    white = {name: attacked(masked, name) for name in ("pgd-20", "apgd-ce", "apgd-t@steps=20")}
+    white = {name: attacked(masked, name) for name in ("pgd-20", "apgd-ce", "apgd-t@targets=3")}
     across = attacked(masked, "pgd-20", twin)
     left = torch.stack([found.robust for found in white.values()]).all(0)
     beyond = int((left & ~across.robust).sum())
@@ -268,9 +269,19 @@ def test_masked_gradients_are_suspected() -> None:
     assert text.endswith("suspect masked gradients.")
 
 
+def test_a_cut_budget_suspects_the_attack_first() -> None:
+    twin, on, source = certified_net(), subject("masked"), subject("twin")
+    masked = Wavy(twin).eval()
+    white = recorded(on, "apgd-t", attacked(masked, "pgd-20"))
+    cut = replace(white, cell=replace(white.cell, options={"steps": 10}))
+    across = recorded(on, "pgd-20", attacked(masked, "pgd-20", twin), source)
+    assert suspicions([white, across])[0].endswith("suspect masked gradients.")
+    assert suspicions([cut, across])[0].endswith("add --attack autoattack.")
+
+
 def test_an_honest_network_is_not_suspected() -> None:
     model, on, source = certified_net(), subject("honest"), subject("other")
-    white = [recorded(on, name, attacked(model, name)) for name in ("pgd-20", "apgd-ce", "apgd-t@steps=20")]
+    white = [recorded(on, name, attacked(model, name)) for name in ("pgd-20", "apgd-ce", "apgd-t@targets=3")]
     black = [recorded(on, name, attacked(model, name)) for name in ("square@queries=500", "random-noise")]
     across = recorded(on, "pgd-20", attacked(model, "pgd-20", other_net()), source)
     assert suspicions([*white, *black, across]) == []
