@@ -66,6 +66,14 @@ def dlr_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     return rise / (ranked[:, -1] - (ranked[:, -3] + ranked[:, -4]) / 2 + 1e-12)
 
 
+LOSSES = {"ce": log_odds, "cw-margin": margin, "dlr": dlr}  # what attacks on labels climb, by name
+
+
+def few_classes(loss: str, classes: int) -> tuple[str, ...]:
+    """What a reader should know where a loss of `LOSSES` needs more classes than there are."""
+    return ("dlr needs three classes; climbs the margin",) if loss == "dlr" and classes < 3 else ()
+
+
 def kl(teacher: Tensor, student: Tensor) -> Tensor:
     """KL(softmax(teacher) || softmax(student)) for each image, (n,); gradients flow into both."""
     return F.kl_div(F.log_softmax(student, 1), F.log_softmax(teacher, 1), reduction="none", log_target=True).sum(1)

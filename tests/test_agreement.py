@@ -9,7 +9,7 @@ from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from torch import Tensor, nn
 
 from robench.attacks import apgd
-from robench.losses import dlr_targeted
+from robench.losses import LOSSES, dlr_targeted
 from robench.models import build_nets
 from robench.noise import ImageGenerator
 from robench.threat import ThreatModel
@@ -52,7 +52,7 @@ def test_a_climb_is_the_references(
 ) -> None:
     eps = ThreatModel.parse(text).eps
     reference = APGDAttack(network, n_iter=40, norm=norm, eps=eps, loss=loss, device="cpu")
-    climbed, y = apgd.LOSSES[loss], images[1]
+    climbed, y = LOSSES[loss], images[1]
     level = -math.inf if loss == "ce" else 0.0
     theirs, best, ours, found = compared(
         network, images, text, reference, lambda logits, ids: climbed(logits, y[ids]), level

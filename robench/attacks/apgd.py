@@ -12,12 +12,11 @@ from torch import Tensor
 
 from robench.errors import UsageError
 from robench.geometry import norm_of, per_image, project
-from robench.losses import dlr, dlr_targeted, log_odds, margin
+from robench.losses import LOSSES, dlr_targeted, few_classes
 from robench.noise import branch, normal, uniform
 from robench.protocols import Classifier
 from robench.threat import Norm, ThreatModel
 
-LOSSES = {"ce": log_odds, "cw-margin": margin, "dlr": dlr}
 LONGEST = 2.0  # the first step, in eps, for linf and l2; l1 starts with 1
 MOMENTUM = 0.25  # how much of the last move enters the next
 ENOUGH = 0.75  # a step stays as long as more than this share of its moves went up
@@ -69,7 +68,7 @@ class APGD:
 
     def notes(self, classes: int) -> tuple[str, ...]:
         """What is reduced for few classes."""
-        return ("dlr needs three classes; climbs the margin",) if self.loss == "dlr" and classes < 3 else ()
+        return few_classes(self.loss, classes)
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Tensor:
         """Perturb a batch."""

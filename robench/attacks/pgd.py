@@ -12,12 +12,10 @@ from torch import Tensor
 from robench.attacks.ascent import ascend, default_step
 from robench.errors import UsageError
 from robench.geometry import per_image, project, random_start
-from robench.losses import dlr, log_odds, margin
+from robench.losses import LOSSES, few_classes, log_odds
 from robench.noise import branch, uniform
 from robench.protocols import Classifier
 from robench.threat import Norm, ThreatModel
-
-LOSSES = {"ce": log_odds, "cw-margin": margin, "dlr": dlr}
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,7 @@ class PGD:
 
     def notes(self, classes: int) -> tuple[str, ...]:
         """What is reduced for few classes."""
-        return ("dlr needs three classes; climbs the margin",) if self.loss == "dlr" and classes < 3 else ()
+        return few_classes(self.loss, classes)
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Tensor:
         """Perturb a batch."""
