@@ -276,6 +276,11 @@ def evaluate(
                     dataset=dataset,
                     inference=answers,
                 )
+        if not jobs:
+            raise UsageError(
+                f"--source {' --source '.join(sources)} leaves nothing to do: no checkpoint is its own target; "
+                "name another to attack, or leave --source away for a white-box attack"
+            )
         told = _tell(engine.run(list({job.cell.key: job for job in jobs}.values()), Store(results)))
     _finish(told, results)
 

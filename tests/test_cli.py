@@ -472,3 +472,25 @@ def test_rocl_on_cifar10(tmp_path: Path, run_cli: Cli, monkeypatch: pytest.Monke
     code, out, _ = run_cli("report")
     assert code == 0
     assert "cifar10, 8 test images" in out
+
+
+@pytest.mark.parametrize("source", ["pgd-at-digits", "all", "pgd-at-digits+standard-digits"])
+def test_a_source_that_leaves_no_target_is_said(
+    run_cli: Callable[..., tuple[int, str, str]], trained: Path, tmp_path: Path, source: str
+) -> None:
+    where = ("--checkpoints", trained, "--results", tmp_path)
+    code, _, err = run_cli("evaluate", "pgd-at-digits", "--attack", "fgsm", "--source", source, "--count", 5, *where)
+    assert code == 2
+    assert f"--source {source} leaves nothing to do: no checkpoint is its own target" in err
+
+
+def test_an_ensemble_is_named_part_by_part(
+    run_cli: Callable[..., tuple[int, str, str]], trained: Path, tmp_path: Path
+) -> None:
+    where = ("--checkpoints", trained, "--results", tmp_path)
+    code, _, err = run_cli("evaluate", "--attack", "fgsm", "--source", "pgd-at-digits+", "--count", 5, *where)
+    assert (code, "a name on each side of the plus sign" in err) == (2, True)
+    code, _, err = run_cli(
+        "evaluate", "standard-digits", "--attack", "fgsm", "--source", "pgd-at-digits@last", "--count", 5, *where
+    )
+    assert code == 0, err
