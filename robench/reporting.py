@@ -38,12 +38,14 @@ class Table:
         header: rows of column heads, outermost first; equal neighbours in an outer row span.
         rows: a group label (may repeat) and the cells.
         notes: what a reader must know.
+        bold: cells that every format sets bold, as (row, place in that row; the group label is place 0).
     """
 
     title: str
     header: tuple[tuple[str, ...], ...]
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
+    bold: frozenset[tuple[int, int]] = frozenset()
 
 
 def tables(records: Iterable[Result | Failure], which: str = "all") -> list[Table]:
