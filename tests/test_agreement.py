@@ -9,6 +9,7 @@ from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from torch import Tensor, nn
 
 from robench.attacks import apgd
+from robench.attacks.reference import run_reference
 from robench.losses import LOSSES, dlr_targeted
 from robench.models import build_nets
 from robench.noise import ImageGenerator
@@ -77,3 +78,28 @@ def test_a_targeted_climb_is_the_references(
     assert (ours != theirs).sum() <= 1
     if norm == "Linf":
         assert torch.equal(found, best)
+
+
+@pytest.mark.parametrize(("beyond", "left"), [(1e-7, 0.0), (1e-3, 1e-3)])
+def test_the_references_rounding_is_put_back_into_the_box_and_nothing_else(
+    beyond: float, left: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # seen on CIFAR-10: its Square in l1 returns pixels an ulp outside [0, 1]
+    import pyautoattack
+
+    def outside(_self: object, x: torch.Tensor, _y: torch.Tensor, batch_size: int) -> list[torch.Tensor]:
+        return [torch.cat([torch.full_like(x[: len(x) // 2], -beyond), torch.full_like(x[len(x) // 2 :], 1 + beyond)])]
+
+    monkeypatch.setattr(pyautoattack.AutoAttack, "run_standard_evaluation", outside)
+    adv = run_reference(
+        lambda x: x.flatten(1),
+        torch.rand(4, 1, 2, 2, generator=torch.Generator().manual_seed(0)),
+        torch.zeros(4, dtype=torch.int64),
+        threat=ThreatModel.parse("l1-2"),
+        version="standard",
+        steps=1,
+        queries=1,
+        seed=0,
+        batch_size=4,
+    )
+    assert (adv - adv.clamp(0, 1)).abs().max().item() == pytest.approx(left, abs=9e-8)
