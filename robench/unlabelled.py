@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -62,11 +63,11 @@ def pixels_like(name: str, like: Images, root: Path) -> Tensor:
 def _file(path: str) -> Tensor:
     """The images of a file, (n, channels, height, width)."""
     try:
-        with np.load(path, allow_pickle=False) as found:
+        with Path(path).open("rb") as stream, np.load(stream, allow_pickle=False) as found:
             image = found["image"]
     except KeyError:
         raise DataError(f"{path} holds no array `image`; save one with numpy.savez(FILE, image=...)") from None
-    except (OSError, ValueError, TypeError, AttributeError, EOFError) as error:
+    except (OSError, ValueError, TypeError, EOFError, BadZipFile) as error:
         raise DataError(f"{path} cannot be read as a file of numpy.savez: {error}") from None
     if image.dtype != np.uint8 or image.ndim not in (3, 4) or not len(image):
         raise DataError(
