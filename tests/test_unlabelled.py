@@ -407,6 +407,7 @@ def test_a_run_that_stands_in_its_second_stage_labels_nothing_again(
 # what it is for
 
 
+@pytest.mark.nightly
 def test_images_without_labels_help(tmp_path: Path) -> None:
     """On a tenth of the labels: robust and clean accuracy on test images, beside TRADES for as many steps on that tenth."""
     steps = [("labels", 0.1), ("stage.0.epochs", 475), ("stage.0.batch", 64)]
