@@ -27,8 +27,8 @@ from robench.protocols import Batch, Moment
 from robench.threat import ThreatModel
 
 RECIPES = (
-    *("standard", "pgd-at", "trades", "trades-rocl-augment", "supcon", "simclr", "rocl", "robust-linear"),
-    *("finetune-at", "finetune-trades", "finetune-at-ss"),
+    *("standard", "pgd-at", "trades", "trades-rocl-augment", "rst", "supcon", "simclr", "rocl"),
+    *("robust-linear", "finetune-at", "finetune-trades", "finetune-at-ss"),
 )
 ATTACKS = (("pgd@steps=20,step=0.1", 6), ("apgd-ce", 6), ("autoattack", 6), ("eot-pgd@draws=30", 6))
 IMAGES, COUNT, SHAPE = 49_000, 8, (3, 32, 32)
@@ -46,6 +46,11 @@ class Counter(TorchDispatchMode):
         count = flop_registry.get(function.overloadpacket)
         self.total += count(*args, **(kwargs or {}), out_val=found) if count else 0
         return found
+
+
+def images(stage: recipe.Stage) -> float:
+    """How many images an epoch takes: the labelled ones, and the share of each batch that has pseudo-labels."""
+    return IMAGES / (1 - getattr(method_for(stage.method, stage.options), "pseudo", 0.0))
 
 
 def stage_flops(wanted: recipe.Recipe, number: int) -> float:
@@ -90,7 +95,7 @@ def main() -> None:
     print(f"| training, ResNet-18 on CIFAR-10 | PFLOP | hours at {rate:g} TFLOP/s |\n|---|---:|---:|")
     for name in RECIPES:
         wanted = recipe.load(name)
-        work = sum(stage_flops(wanted, i) * IMAGES * stage.epochs for i, stage in enumerate(wanted.stage))
+        work = sum(stage_flops(wanted, i) * images(stage) * stage.epochs for i, stage in enumerate(wanted.stage))
         print(f"| `{name}` | {work / 1e15:,.0f} | {work / rate / 3.6e15:.1f} |", flush=True)
     forward, backward = pass_flops()
     print(f"\n| attacking 10,000 images, at most | PFLOP | minutes at {rate:g} TFLOP/s |\n|---|---:|---:|")

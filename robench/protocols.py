@@ -118,6 +118,8 @@ class Method(Protocol):
         fewest = 2           images it needs at each step, because it compares them.
         finetunes = True     it wants a trained encoder, although it trains it further.
         keeps = (NAME, ...)  heads to take along from an earlier stage or the encoder's checkpoint, instead of fresh ones.
+        pseudo = 0.5         the share of each batch that is to have pseudo-labels. The classifier of the stage before gives them
+                             to all images without labels, and then the networks start anew.
         exact = True         it is not stepped: `solve(nets, batches)` gets all training images, in parts of (x, y), sets the
                              weights, and returns named numbers for the log.
     """

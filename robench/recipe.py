@@ -187,6 +187,8 @@ class Recipe:
         normalise: whether the model begins by normalising pixels.
         validation: training images held out for every choice made while training.
         labels: the share of labels that stages may read which read labels, in (0, 1]; the same share of every class.
+        extra: images to use without their labels, by stages that make pseudo-labels: a data set of the same shape, or
+            `npz:FILE` with an array `image` (images, height, width, channels) of uint8.
         source: the paper.
         differs: where this recipe departs from it.
         published: the paper's figures.
@@ -202,6 +204,7 @@ class Recipe:
     normalise: bool = False
     validation: int = 1000
     labels: float = 1.0
+    extra: str = ""
     source: str = ""
     differs: tuple[str, ...] = ()
     published: tuple[Published, ...] = ()
@@ -213,6 +216,13 @@ class Recipe:
         if not 0 < self.labels <= 1:
             raise UsageError(f"labels must be a share above 0 and up to 1, such as 0.1 or 1/100, not {self.labels:g}")
         DATASETS.entry(self.dataset)
+        if self.extra:
+            DATASETS.entry(self.extra)
+        if self.extra.partition("@")[0] == self.dataset.partition("@")[0]:
+            raise UsageError(
+                f"extra={self.extra} names the training images themselves; to use some of them without their labels: "
+                "--set labels=0.1"
+            )
         MODELS.entry(self.model)
         for stage in self.stage:
             METHODS.entry(stage.method)

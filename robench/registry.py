@@ -172,6 +172,7 @@ METHODS = Registry(
         Entry("standard", "robench.methods.standard:Standard", "cross-entropy on augmented images, no adversary"),
         Entry("pgd-at", "robench.methods.pgd_at:PGDAT", "adversarial training on PGD examples (Madry et al. 2018)"),
         Entry("trades", "robench.methods.trades:TRADES", "cross-entropy plus beta times KL to PGD (Zhang et al. 2019)"),
+        Entry("rst", "robench.methods.rst:RST", "TRADES with pseudo-labels beside the labels (Carmon et al. 2019)"),
         Entry("simclr", "robench.methods.simclr:SimCLR", "contrastive learning of two views (Chen et al. 2020)"),
         Entry(
             "rocl", "robench.methods.rocl:RoCL", "contrastive learning against instance-wise attacks (Kim et al. 2020)"

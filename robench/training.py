@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robench import checkpoint, data, files
+from robench import checkpoint, data, files, unlabelled
 from robench.attacks.pgd import PGD
 from robench.augment import augment
 from robench.checkpoint import Checkpoint
@@ -26,7 +26,7 @@ from robench.door import frozen
 from robench.errors import CheckpointError, TrainingError, UsageError
 from robench.methods import method_for
 from robench.models import Nets
-from robench.noise import ImageGenerator, permutation, seed_of
+from robench.noise import ImageGenerator, seed_of
 from robench.optimiser import optimiser_for
 from robench.probe import probe
 from robench.protocols import Batch, Method, Moment, Monitor, Progress, unwatched
@@ -41,12 +41,13 @@ FULL = "full stage here"  # the progress value that tells how long a smoke run's
 
 @dataclass
 class _State:
-    """Where a run is, as it is saved: the stage, the epochs finished in it, the best epoch's score."""
+    """Where a run is, as it is saved: the stage, the epochs finished in it, the best epoch's score, its pseudo-labels."""
 
     stage: int = 0
     epoch: int = 0
     best: float = -1.0
     log: list[dict[str, Any]] = field(default_factory=list)
+    pseudo: Tensor | None = None
 
 
 def train(run: Run, *, resume: bool = False, monitor: Monitor = unwatched) -> Checkpoint:
@@ -76,6 +77,7 @@ def train(run: Run, *, resume: bool = False, monitor: Monitor = unwatched) -> Ch
     few = data.labelled(kept, run.recipe.labels, run.seed)
     methods = [method_for(stage.method, stage.options) for stage in run.recipe.stage]
     _check_stages(run, methods, images)
+    spare = _spare(run, methods, kept, few)
     nets = _initial_nets(run, images)
     _with_heads(run, nets, methods[0], _State(), images)  # which may be refused, so before anything is written
     files.check_writable(run.folder)
@@ -84,13 +86,49 @@ def train(run: Run, *, resume: bool = False, monitor: Monitor = unwatched) -> Ch
     state, optimiser_state = _restored(run, nets, images) if resume else (_State(), None)
     while state.stage < len(methods):
         stage, method = run.recipe.stage[state.stage], methods[state.stage]
+        chosen = few if method.supervised else kept
+        if share := getattr(method, "pseudo", 0.0):
+            if state.pseudo is None:
+                state.pseudo = unlabelled.pseudo_labels(nets, spare)
+                nets.encoder.load_state_dict(_initial_nets(run, images, state.stage).encoder.state_dict())
+            chosen = unlabelled.mixed(few, spare, state.pseudo, share=share, whole=len(kept))
         nets = _with_heads(run, nets, method, state, images)
-        sets = few if method.supervised else kept, few, held
+        sets = chosen, few, held
         _run_stage(run, nets, stage, method, sets, state, optimiser_state, monitor)
         optimiser_state = None
-        state.stage, state.epoch, state.best = state.stage + 1, 0, -1.0
+        state.stage, state.epoch, state.best, state.pseudo = state.stage + 1, 0, -1.0, None
     (run.folder / "state.pt").unlink(missing_ok=True)
     return checkpoint.open_checkpoint(str(run.folder), run.folder.parent)
+
+
+def _spare(run: Run, methods: list[Method], kept: Images, few: Images) -> Tensor:
+    """The pixels of the images without labels: those that the share of labels leaves out, then the extra ones.
+
+    A smoke run needs none: where there are none, the labelled ones stand for them.
+
+    Raises:
+        UsageError: if a stage needs some and there are none, or there are extra ones and no stage for them.
+    """
+    wanting = [number for number, method in enumerate(methods) if getattr(method, "pseudo", 0.0)]
+    if not wanting:
+        if run.recipe.extra:
+            raise UsageError(
+                f"extra={run.recipe.extra} names images without labels, and no stage makes pseudo-labels for them: "
+                "train rst, or leave extra away"
+            )
+        return kept.pixels[:0]
+    parts = [data.unlabelled(kept, run.recipe.labels, run.seed)]
+    if run.recipe.extra:
+        parts.append(unlabelled.pixels_like(run.recipe.extra, kept, run.data_root).to(run.device))
+    pixels = torch.cat(parts)
+    if len(pixels):
+        return pixels
+    if run.steps:
+        return few.pixels
+    raise UsageError(
+        f"stage {wanting[0]} ({run.recipe.stage[wanting[0]].method}) needs images without labels: name some with "
+        "--set extra=DATASET or --set extra=npz:FILE, or use fewer labels than there are: --set labels=0.1"
+    )
 
 
 def _check_stages(run: Run, methods: list[Method], images: Images) -> None:
@@ -110,6 +148,8 @@ def _check_stages(run: Run, methods: list[Method], images: Images) -> None:
             trained.add("encoder")
         if getattr(method, "exact", False):
             _check_exact(number, run.recipe.stage[number])
+        if getattr(method, "pseudo", 0.0):
+            _check_pseudo(number, run.recipe.stage[number], methods[:number])
         if min(run.recipe.stage[number].batch, len(images)) < (fewest := getattr(method, "fewest", 1)):
             raise UsageError(
                 f"stage {number} ({run.recipe.stage[number].method}) compares images with each other and needs at least "
@@ -150,12 +190,26 @@ def _check_exact(number: int, stage: Stage) -> None:
         )
 
 
-def _initial_nets(run: Run, images: Images) -> Nets:
-    """Networks before the first stage: random by the seed, or with the given encoder."""
+def _check_pseudo(number: int, stage: Stage, before: list[Method]) -> None:
+    """A stage with pseudo-labels needs a classifier that gives them, and room for both kinds of images in a batch."""
+    if not any("head" in method.trains for method in before):
+        raise UsageError(
+            f"stage {number} ({stage.method}) has its pseudo-labels from the classifier of an earlier stage, and none "
+            "trains one: put a [[stage]] such as standard before it"
+        )
+    if stage.batch < 2:
+        raise UsageError(
+            f"stage {number} ({stage.method}) takes labelled and pseudo-labelled images at each step, so at least 2: "
+            f"--set stage.{number}.batch=2"
+        )
+
+
+def _initial_nets(run: Run, images: Images, stage: int = 0) -> Nets:
+    """Networks before the first stage: random by the seed, or with the given encoder; random before a later one."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(run.seed, "encoder"))
+        torch.manual_seed(seed_of(run.seed, "encoder", stage) if stage else seed_of(run.seed, "encoder"))
         nets = checkpoint.nets_after(run.recipe, 0, images.classes, images.shape)
-    if run.encoder:
+    if run.encoder and not stage:
         nets.encoder.load_state_dict(run.encoder.load().encoder.state_dict())
     return nets.to(run.device)
 
@@ -278,8 +332,8 @@ def _run_epoch(
 ) -> dict[str, float]:
     """One pass over the training images; returns the mean of each term of the loss and of what else was measured."""
     batch_size = min(stage.batch, len(kept))
-    steps = len(kept) // batch_size
-    order = permutation(seed_of(run.seed, "order", state.stage, state.epoch), len(kept)).to(run.device)
+    order = unlabelled.order(kept, batch_size, run.seed, "order", state.stage, state.epoch).to(run.device)
+    steps = len(order)
     at = Moment(state.epoch, epochs, run.recipe.threat)
     nets.eval()
     for name in method.trains:
@@ -289,8 +343,7 @@ def _run_epoch(
     taken = min(steps, run.steps or steps)
     began = time.perf_counter()
     for step in range(taken):
-        ids = order[step * batch_size : (step + 1) * batch_size]
-        batch = _batch(run, stage, method, kept, state, ids)
+        batch = _batch(run, stage, method, kept, state, order[step])
         rate = stage.schedule.rate(state.epoch + (step + 1) / steps, stage.epochs)
         for group in optimiser.param_groups:
             group["lr"] = stage.optimiser.lr * rate
@@ -310,7 +363,7 @@ def _run_epoch(
         if done > 1 or taken == 1:
             shown["steps/s"] = f"{1 / max(pace, 1e-9):.2f}"
         if run.steps:
-            shown[FULL] = duration(pace / batch_size * len(kept) * stage.epochs)
+            shown[FULL] = duration(pace / batch_size * unlabelled.whole(kept) * stage.epochs)
         monitor(Progress(_title(state, stage), state.epoch * taken + done, epochs * taken, shown))
     means = {name: (total / done).item() for name, total in totals.items()}
     whole = all(bool(t.isfinite().all()) for t in nets.state_dict().values() if t.is_floating_point())
@@ -368,8 +421,9 @@ def _shown(totals: Mapping[str, Tensor], done: int, state: _State) -> dict[str, 
 
 
 def _batch(run: Run, stage: Stage, method: Method, kept: Images, state: _State, ids: Tensor) -> Batch:
-    """The views, labels and noise of some images at this epoch."""
-    x = kept.x(ids)
+    """The views, labels and noise of some images at this epoch, whose numbers are those of `unlabelled.order`."""
+    index = ids % len(kept)
+    x = kept.x(index)
     place = (run.seed, state.stage, state.epoch)
     views = tuple(
         augment(x, stage.augment, ImageGenerator(seed_of(*place, "view", number), ids, run.device))
@@ -377,7 +431,7 @@ def _batch(run: Run, stage: Stage, method: Method, kept: Images, state: _State, 
         else x
         for number, view in enumerate(method.views)
     )
-    return Batch(views, kept.y[ids], ImageGenerator(seed_of(*place, "attack"), ids, run.device))
+    return Batch(views, kept.y[index], ImageGenerator(seed_of(*place, "attack"), ids, run.device))
 
 
 def validate(nets: Nets, held: Images, threat: ThreatModel | None, *, seed: int, batch: int = 500) -> dict[str, float]:
@@ -412,6 +466,7 @@ def _save_state(run: Run, nets: Nets, optimiser: torch.optim.Optimizer, state: _
             "log": json.dumps(state.log),
             "nets": nets.state_dict(),
             "optimiser": optimiser.state_dict(),
+            "pseudo": state.pseudo,
         },
         stream,
     )
@@ -428,7 +483,7 @@ def _restored(run: Run, nets: Nets, images: Images) -> tuple[_State, dict[str, A
     if hashlib.sha256(content[32:]).digest() != content[:32]:
         raise CheckpointError(f"{path} is damaged; delete it to train from the beginning")
     saved = torch.load(io.BytesIO(content[32:]), map_location=run.device, weights_only=True)
-    state = _State(saved["stage"], saved["epoch"], saved["best"], json.loads(saved["log"]))
+    state = _State(saved["stage"], saved["epoch"], saved["best"], json.loads(saved["log"]), saved.get("pseudo"))
     grown = checkpoint.nets_after(run.recipe, state.stage + 1, images.classes, images.shape)
     for name, part in grown.parts.items():
         nets.parts[name] = part.to(run.device)

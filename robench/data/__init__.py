@@ -144,8 +144,18 @@ def labelled(images: Images, share: float, seed: int) -> Images:
     Raises:
         DataError: if that leaves a class without an image.
     """
-    if share == 1:
-        return images
+    return images if share == 1 else images.take(_chosen(images, share, seed))
+
+
+def unlabelled(images: Images, share: float, seed: int) -> Tensor:
+    """The pixels of the images that `labelled` leaves out; their labels stay behind."""
+    rest = torch.ones(len(images), dtype=torch.bool, device=images.pixels.device)
+    rest[slice(None) if share == 1 else _chosen(images, share, seed)] = False
+    return images.pixels[rest]
+
+
+def _chosen(images: Images, share: float, seed: int) -> Tensor:
+    """The positions of the same share of every class."""
     order = permutation(seed_of("labels", images.name, seed), len(images)).to(images.y.device)
     chosen = []
     for label in range(images.classes):
@@ -158,7 +168,7 @@ def labelled(images: Images, share: float, seed: int) -> Images:
                 + (f"use more than {least:.2g}" if len(here) else "it can only be trained on with labels=1")
             )
         chosen.append(here[:count])
-    return images.take(torch.cat(chosen).sort().values)
+    return torch.cat(chosen).sort().values
 
 
 def hold_out(images: Images, count: int) -> tuple[Images, Images | None]:
