@@ -403,7 +403,8 @@ def report(form: str, table: str, dataset: str | None, results: Path, out: Path 
 def list_(what: str, form: str, results: Path) -> None:
     """List what there is, instantly."""
     from robench.listing import listing
-    from robench.reporting import Table, markdown
+    from robench.rendering.markdown import markdown
+    from robench.reporting import Table
     from robench.terminal import rows
 
     head, lines = listing(what, results)
@@ -598,16 +599,18 @@ def _print(records: Sequence[Result | Failure], form: str, table: str, out: Path
     """Render records to stdout or a file."""
     from robench import comparison, reporting, terminal
     from robench.files import write
+    from robench.rendering.csv import csv
+    from robench.rendering.markdown import markdown
 
     if form == "csv" and table in SUITES:
         text = comparison.csv(records, SUITES[table])
     elif form == "csv":
-        text = reporting.csv(records, "cells" if table == "all" else table)
+        text = csv(records, "cells" if table == "all" else table)
     elif table == "cells":
         raise UsageError("--table cells is for --format csv")
     else:
         made = comparison.tables(records, SUITES[table]) if table in SUITES else reporting.tables(records, table)
-        text = reporting.markdown(made) if form == "markdown" else terminal.text(made, file=out is not None)
+        text = markdown(made) if form == "markdown" else terminal.text(made, file=out is not None)
     if out is not None:
         write(out, text.encode())
     else:
@@ -616,9 +619,10 @@ def _print(records: Sequence[Result | Failure], form: str, table: str, out: Path
 
 def _show(made: Sequence[Table], form: str) -> None:
     """Print tables to stdout."""
-    from robench import reporting, terminal
+    from robench import terminal
+    from robench.rendering.markdown import markdown
 
-    click.echo(reporting.markdown(made) if form == "markdown" else terminal.text(made), nl=False)
+    click.echo(markdown(made) if form == "markdown" else terminal.text(made), nl=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

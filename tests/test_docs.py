@@ -10,7 +10,8 @@ import pytest
 
 from robench.listing import listing
 from robench.registry import ATTACKS
-from robench.reporting import Table, markdown
+from robench.rendering.markdown import markdown
+from robench.reporting import Table
 from robench.testing import LAWS, cases_for, check_attack
 
 PAGE = Path(__file__).parent.parent / "docs" / "attacks.md"

@@ -26,7 +26,7 @@ LAYERS = (
         *("noise", "geometry", "losses", "door", "augment", "data", "models", "recipe", "results", "optimiser"),
         *("convex", "probe", "suite", "inference", "smoothed"),
     ),
-    ("attacks", "reporting", "comparison", "listing"),
+    ("attacks", "reporting", "rendering", "comparison", "listing"),
     ("methods",),
     ("checkpoint", "run", "verdict", "training", "evaluation", "testing", "demo", "sweep"),
     ("terminal", "cli"),
@@ -47,6 +47,8 @@ LIGHT = (
     "suite",
     "results",
     "reporting",
+    "rendering.markdown",
+    "rendering.csv",
     "comparison",
     "listing",
 )
