@@ -62,11 +62,11 @@ def _rich(table: Table, columns: Sequence[int]) -> RichTable:
             Text("\n".join(row[i] for row in _levels(table))), justify="left" if i == 0 else "right", no_wrap=bool(i)
         )
     last = None
-    for group, *cells in table.rows:
+    for i, (group, *cells) in enumerate(table.rows):
         if group and group != last:
             drawn.add_row(Text(group, style="italic"))
             last = group
-        drawn.add_row(*[Text(cells[i]) for i in columns])
+        drawn.add_row(*[Text(cells[k], style="bold" if (i, k + 1) in table.bold else "") for k in columns])
     return drawn
 
 

@@ -77,6 +77,8 @@ def csv(records: Iterable[Result | Failure], which: str = "cells") -> str:
         frames = []
         for table in tables([r for r in records if isinstance(r, Result)], which):
             made = pandas.DataFrame([row[1:] for row in table.rows], columns=table.heads)
+            if table.bold:  # numbers stay numbers: which of them are bold is said beside them
+                made["bold"] = ["; ".join(_bold(table, i)) for i in range(len(table.rows))]
             made.insert(0, "group", [row[0] for row in table.rows], allow_duplicates=True)
             made.insert(0, "table", table.title, allow_duplicates=True)
             frames.append(made)
@@ -89,6 +91,11 @@ def as_csv(frame: pandas.DataFrame) -> str:
     frame = frame.map(_harmless)
     frame.columns = [_harmless(name) for name in frame.columns]
     return frame.to_csv(index=False, lineterminator="\n")
+
+
+def _bold(table: Table, row: int) -> list[str]:
+    """The heads of a row's bold cells."""
+    return [table.heads[place - 1] for at, place in sorted(table.bold) if at == row and place]
 
 
 def _distinct(frame: pandas.DataFrame) -> pandas.DataFrame:

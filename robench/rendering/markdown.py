@@ -17,11 +17,11 @@ def _markdown(table: Table) -> str:
     heads = table.heads
     lines = [[_cell(head) for head in heads]]
     last = None
-    for group, *cells in table.rows:
+    for i, (group, *cells) in enumerate(table.rows):
         if group and group != last:
             lines.append([f"*{_cell(group)}*", *[""] * (len(heads) - 1)])
             last = group
-        lines.append([_cell(cell) for cell in cells])
+        lines.append([_bold(_cell(cell), (i, place) in table.bold) for place, cell in enumerate(cells, 1)])
     widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
     text = [
         _row(lines[0], widths),
@@ -37,6 +37,10 @@ def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
         cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
     ]
     return "| " + " | ".join(padded) + " |"
+
+
+def _bold(text: str, bold: bool) -> str:
+    return f"**{text}**" if bold and text else text
 
 
 def _cell(text: str) -> str:
