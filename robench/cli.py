@@ -372,7 +372,14 @@ def sweep(
 
 
 @cli.command(short_help="Print the tables of results/.")
-@click.option("--format", "form", type=Choice(["terminal", "markdown", "csv"]), default="terminal", show_default=True)
+@click.option(
+    "--format",
+    "form",
+    type=Choice(["terminal", "markdown", "csv", "latex", "json", "html"]),
+    default="terminal",
+    show_default=True,
+    help="html is one file with figures; it needs pip install 'robench[plot]'.",
+)
 @click.option(
     "--table",
     type=Choice(["all", "white-box", "transfer", "cells", *SUITES]),
@@ -385,15 +392,39 @@ def sweep(
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write to a file instead of stdout.")
 def report(form: str, table: str, dataset: str | None, results: Path, out: Path | None) -> None:
     """Print the tables of everything in results/: a pure function of the files there."""
-    from robench.results import Store
+    _print(_records(results, dataset), form, table, out)
 
-    records = list(Store(results).records())
-    if dataset:
-        known = sorted({record.subject.dataset for record in records})
-        records = [record for record in records if record.subject.dataset == dataset]
-        if not records:
-            raise UsageError(f"--dataset {dataset} leaves none of the results; there are some on {', '.join(known)}")
-    _print(records, form, table, out)
+
+@cli.command(short_help="Draw results/: curves, transfer, union, cost.")
+@click.option(
+    "--kind",
+    type=Choice(["curves", "transfer", "union", "pareto"]),
+    default="curves",
+    show_default=True,
+    help="Accuracy against eps; transfer matrices; which attacks broke which images; seconds against accuracy left.",
+)
+@click.option("--dataset", help="Only results on this data set.")
+@_results
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    metavar="FILE.(svg|png|pdf)",
+    help="The file; its ending says the format.",
+)
+def plot(kind: str, dataset: str | None, results: Path, out: Path) -> None:
+    """Draw what is in results/ into a file: the same records give the same bytes. Needs pip install 'robench[plot]'.
+
+    Results on other images, or by another seed, are other figures, one below the other.
+    """
+    from robench.figures import figures
+    from robench.files import write
+    from robench.rendering.drawing import FORMATS, draw
+
+    form = out.suffix[1:].lower()
+    if form not in FORMATS:
+        raise UsageError(f"--out {out}: the name must end in {', '.join(f'.{each}' for each in FORMATS)}")
+    write(out, draw(figures(_records(results, dataset), kind), form))
 
 
 @cli.command("list")
@@ -595,12 +626,29 @@ def _finish(told: Sequence[tuple[Result | Failure, bool]], results: Path) -> Non
         raise SystemExit(1)
 
 
+def _records(results: Path, dataset: str | None) -> list[Result | Failure]:
+    """What is stored, on one data set if one is named.
+
+    Raises:
+        UsageError: if the data set leaves nothing.
+    """
+    from robench.results import Store
+
+    records = list(Store(results).records())
+    if not dataset:
+        return records
+    known = sorted({record.subject.dataset for record in records})
+    chosen = [record for record in records if record.subject.dataset == dataset]
+    if not chosen:
+        raise UsageError(f"--dataset {dataset} leaves none of the results; there are some on {', '.join(known)}")
+    return chosen
+
+
 def _print(records: Sequence[Result | Failure], form: str, table: str, out: Path | None) -> None:
     """Render records to stdout or a file."""
     from robench import comparison, reporting, terminal
     from robench.files import write
     from robench.rendering.csv import csv
-    from robench.rendering.markdown import markdown
 
     if form == "csv" and table in SUITES:
         text = comparison.csv(records, SUITES[table])
@@ -610,11 +658,26 @@ def _print(records: Sequence[Result | Failure], form: str, table: str, out: Path
         raise UsageError("--table cells is for --format csv")
     else:
         made = comparison.tables(records, SUITES[table]) if table in SUITES else reporting.tables(records, table)
-        text = markdown(made) if form == "markdown" else terminal.text(made, file=out is not None)
+        text = _render(made, records, form) if form != "terminal" else terminal.text(made, file=out is not None)
     if out is not None:
         write(out, text.encode())
     else:
         click.echo(text, nl=False)
+
+
+def _render(made: Sequence[Table], records: Sequence[Result | Failure], form: str) -> str:
+    """Tables in a format for files; HTML has the figures of the records too."""
+    from robench.figures import figures
+    from robench.rendering.html import html
+    from robench.rendering.json import json
+    from robench.rendering.latex import latex
+    from robench.rendering.markdown import markdown
+
+    if form == "latex":
+        return latex(made)
+    if form == "json":
+        return json(made, records)
+    return html(made, figures(records)) if form == "html" else markdown(made)
 
 
 def _show(made: Sequence[Table], form: str) -> None:

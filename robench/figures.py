@@ -225,9 +225,7 @@ def _transfer(results: Sequence[Result], names: Mapping[str, str]) -> list[Panel
         part = [r for r in results if (_attack(r), r.cell.threat) == (attack, threat)]
         targets = _subjects(part)
         sources = ordered({r.source.sha256: r.source for r in part if r.source}.values())
-        found = {
-            (r.subject.sha256, r.source.sha256 if r.source else r.subject.sha256): share(r.robust) for r in part
-        }
+        found = {(r.subject.sha256, r.source.sha256 if r.source else r.subject.sha256): share(r.robust) for r in part}
         rows = tuple(tuple(found.get((t.sha256, s.sha256)) for s in sources) for t in targets)
         called = [tuple(names[each.sha256] for each in several) for several in (targets, sources)]
         made.append(Matrix(f"{_plain([attack])[attack]} at {threat}", called[0], called[1], rows))

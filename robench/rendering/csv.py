@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from robench.errors import StoreError
-from robench.reporting import ABSENT, tables, unproven
+from robench.reporting import ABSENT, Table, tables, unproven
 from robench.results import Failure, Result, safe
 
 if TYPE_CHECKING:
