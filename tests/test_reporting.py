@@ -20,6 +20,8 @@ from hypothesis import strategies as st
 from robench import reporting, terminal
 from robench.errors import StoreError
 from robench.rendering.csv import csv as rendered
+from robench.rendering.json import json
+from robench.rendering.latex import latex
 from robench.rendering.markdown import markdown
 from robench.results import Cell, Failure, Result, Subject
 from robench.threat import ThreatModel
@@ -96,10 +98,14 @@ def render(records: Sequence[Record], form: str) -> str:
         return markdown(reporting.tables(records))
     if form == "terminal":
         return terminal.text(reporting.tables(records), file=True)
+    if form == "latex":
+        return latex(reporting.tables(records))
+    if form == "json":
+        return json(reporting.tables(records), records)
     return rendered(records, form)
 
 
-FORMS = ["markdown", "terminal", "cells", "white-box", "transfer"]
+FORMS = ["markdown", "terminal", "latex", "json", "cells", "white-box", "transfer"]
 
 
 def rows(text: str) -> list[list[str]]:
@@ -121,6 +127,8 @@ def table(records: Sequence[Record], which: str = "all") -> dict[str, dict[str, 
     [
         ("markdown", "tables.md"),
         ("terminal", "tables.txt"),
+        ("latex", "tables.tex"),
+        ("json", "tables.json"),
         ("cells", "cells.csv"),
         ("white-box", "white-box.csv"),
         ("transfer", "transfer.csv"),

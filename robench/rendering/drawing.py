@@ -45,12 +45,13 @@ STYLE = {
 WIDE, NARROW = 7.0, 3.4  # inches: a page of two columns, and one of them
 
 
-def draw(figures: Sequence[Figure], form: str) -> bytes:
+def draw(figures: Sequence[Figure], form: str, *, titled: bool = True) -> bytes:
     """Figures one below the other, as the bytes of one file.
 
     Args:
         figures: what to draw, at least one.
         form: `svg` (transparent, follows a light or dark page), `png` or `pdf` (on white).
+        titled: write each figure's title above it.
 
     Raises:
         UsageError: if matplotlib is not installed.
@@ -72,7 +73,7 @@ def draw(figures: Sequence[Figure], form: str) -> bytes:
         FigureCanvasAgg(drawing)
         parts: Any = drawing.subfigures(len(figures), 1, squeeze=False, height_ratios=[high for _, high in sizes])
         for part, figure in zip(parts[:, 0], figures, strict=True):
-            _draw(part, figure)
+            _draw(part, figure, titled)
         drawing.patch.set_visible(form != "svg")
         stream = io.BytesIO()
         drawing.savefig(stream, format=form, metadata=none)
@@ -81,7 +82,7 @@ def draw(figures: Sequence[Figure], form: str) -> bytes:
 
 def inline(figure: Figure, prefix: str) -> str:
     """A figure as an SVG element for a page whose CSS sets the colour; its ids begin with the prefix, as a page holds several."""
-    text = draw([figure], "svg").decode()
+    text = draw([figure], "svg", titled=False).decode()
     text = text[text.index("<svg") :]
     text = re.sub(r"<style>/\* page \*/.*?</style>", "", text, flags=re.DOTALL)
     text = re.sub(r'(?<=\bid=")|(?<=url\(#)|(?<=href="#)', prefix, text)
@@ -121,7 +122,7 @@ def _legend(figure: Figure) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _draw(part: Any, figure: Figure) -> None:
+def _draw(part: Any, figure: Figure, titled: bool) -> None:
     from matplotlib.lines import Line2D
 
     columns = _columns(figure)
@@ -131,8 +132,9 @@ def _draw(part: Any, figure: Figure) -> None:
         _panel(ax, panel, names)
     for ax in axes[len(figure.panels) :]:
         ax.set_axis_off()
-    words = figure.title.replace(", ", "\n", 1) if columns == 1 else figure.title
-    part.suptitle(words, fontsize=8.5, fontweight="bold", color=INK)
+    if titled:
+        words = figure.title.replace(", ", "\n", 1) if columns == 1 else figure.title
+        part.suptitle(words, fontsize=8.5, fontweight="bold", color=INK)
     part.patch.set_visible(False)
     if names:
         mark = {"curves": True, "pareto": False}[figure.kind]

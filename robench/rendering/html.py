@@ -20,7 +20,7 @@ STYLE = f"""
   :root {{ --paper: {DARK_PAPER}; --ink: {DARK_INK}; --soft: #a3acb6; --line: #3a424b; --band: #1e232a; --link: #7db8f0 }}
 }}
 * {{ box-sizing: border-box }}
-body {{ margin: 0 auto; padding: 1.2rem; max-width: 76rem; background: var(--paper); color: var(--ink);
+body {{ margin: 0 auto; padding: 1.2rem; max-width: 84rem; background: var(--paper); color: var(--ink);
   font: 16px/1.5 system-ui, "DejaVu Sans", sans-serif }}
 h1 {{ font-size: 1.5rem; margin: 0 0 .3rem }}
 h2 {{ font-size: 1.12rem; margin: 0 0 .5rem; overflow-wrap: anywhere }}
@@ -106,9 +106,12 @@ def html(made: Sequence[Table], drawn: Sequence[Figure] = (), title: str = "robe
         UsageError: if there are figures and matplotlib is not installed.
     """
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    policy = (  # data: is for the empty icon, so that none is asked for
+        "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
+        f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    )
     contents = [(f"table-{i}", table.title, _table(table)) for i, table in enumerate(made, 1)]
-    contents += [(f"figure-{i}", figure.title, _figure(figure, i)) for i, figure in enumerate(drawn, 1)]
+    contents += [(f"figure-{i}", f"Figure: {figure.title}", _figure(figure, i)) for i, figure in enumerate(drawn, 1)]
     links = "".join(f'<li><a href="#{key}">{escape(name)}</a></li>' for key, name, _ in contents)
     body = "".join(
         f'<section id="{key}" aria-labelledby="{key}-title"><h2 id="{key}-title">{escape(name)}</h2>\n{part}</section>\n'

@@ -1,4 +1,4 @@
-"""Tables as LaTeX: booktabs, for any article; the only package it needs is booktabs."""
+"""Tables as LaTeX: booktabs, for any article; a table that is wider than the column is made smaller."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from robench.reporting import Table
 
-HEAD = "% needs \\usepackage{booktabs}; a wide table fits two columns as table*\n"
+HEAD = "% needs \\usepackage{booktabs,graphicx}\n"
+FITTED = "\\leavevmode\\ifdim\\wd0>\\linewidth\\resizebox{\\linewidth}{!}{\\box0}\\else\\box0\\fi"
 SPECIAL = {
     "\\": "\\textbackslash{}",
     "{": "\\{",
@@ -65,7 +66,7 @@ def _table(table: Table) -> str:
         f"\\caption{{{escape(table.title)}}}",
         "\\footnotesize",
         "\\setlength{\\tabcolsep}{4pt}",
-        f"\\begin{{tabular}}{{@{{}}l{'r' * (columns - 1)}@{{}}}}",
+        f"\\setbox0\\hbox{{\\begin{{tabular}}{{@{{}}l{'r' * (columns - 1)}@{{}}}}",
         "\\toprule",
         *_head(table.header),
         "\\midrule",
@@ -77,7 +78,7 @@ def _table(table: Table) -> str:
             last = group
         texts = [escape(cell) for cell in cells]
         lines.append(_row([f"\\textbf{{{t}}}" if (i, k) in table.bold else t for k, t in enumerate(texts, 1)]))
-    lines += ["\\bottomrule", "\\end{tabular}"]
+    lines += ["\\bottomrule", "\\end{tabular}}", FITTED]
     if table.notes:
         notes = " \\\\\n".join(escape(note) for note in table.notes)
         lines += [
