@@ -75,7 +75,8 @@ def test_bold_cells_are_bold_in_a_terminal() -> None:
     console = Console(force_terminal=True, color_system="truecolor", width=80)
     with console.capture() as captured:
         console.print(terminal._rich(TABLE, [0, 1, 2]))
-    assert set(re.findall(r"\x1b\[1m\s*(\S+?)\s*\x1b", captured.get())) == {"10.0", "y"}
+    body = captured.get().rpartition("─")[2]  # heads are bold anyway
+    assert re.findall(r"\x1b\[1m\s*([^\s\x1b]+)", body) == ["10.0", "y"]
 
 
 def test_bold_cells_are_named_in_a_wide_csv(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +143,7 @@ def test_plain_latex_sets_the_tables(tmp_path: Path) -> None:
 
 
 def test_plain_latex_sets_every_name(tmp_path: Path) -> None:
-    letters = "".join(map(chr, range(32, 0x250)))
+    letters = " ".join("".join(map(chr, range(start, start + 8))) for start in range(32, 0x250, 8))
     made = [Table(text, (("name", "x"),), (("", text, text),), (text,)) for text in [*HOSTILE, letters, "中\U0001f600"]]
     said = compiled(tmp_path, "\\clearpage\n".join(latex([table]) for table in made))
     assert "Output written" in said
@@ -302,7 +303,7 @@ def test_names_are_inert_in_a_drawing(text: str) -> None:
         drawn = "".join(ElementTree.fromstring(made).itertext())
         assert not SECRET.search(drawn)
         assert "<script" not in made
-        if text and not SECRET.search(text) and len(text) < 20:
+        if text and not SECRET.search(text + text.replace("\n", "\r")) and len(text) < 20:
             assert text in drawn
 
 

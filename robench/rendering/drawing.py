@@ -42,6 +42,7 @@ STYLE = {
     "pdf.fonttype": 42,
     "savefig.dpi": 200,
 }
+LONGEST = 30  # characters of a name; more would leave no room for the figure
 WIDE, NARROW = 7.0, 3.4  # inches: a page of two columns, and one of them
 
 
@@ -134,14 +135,26 @@ def _draw(part: Any, figure: Figure, titled: bool) -> None:
         ax.set_axis_off()
     if titled:
         words = figure.title.replace(", ", "\n", 1) if columns == 1 else figure.title
-        part.suptitle(words, fontsize=8.5, fontweight="bold", color=INK)
+        part.suptitle(
+            "\n".join(_short(line, 50 * columns) for line in words.splitlines()),
+            fontsize=8.5,
+            fontweight="bold",
+            color=INK,
+        )
     part.patch.set_visible(False)
     if names:
         mark = {"curves": True, "pareto": False}[figure.kind]
         lines = [
             Line2D([], [], **_look(i), marker=MARKERS[i % len(MARKERS)] if mark else "") for i in range(len(names))
         ]
-        part.legend(lines, names, loc="outside lower center", ncols=3 if columns > 1 else 2, handlelength=3)
+        part.legend(
+            lines, list(map(_short, names)), loc="outside lower center", ncols=3 if columns > 1 else 2, handlelength=3
+        )
+
+
+def _short(name: str, most: int = LONGEST) -> str:
+    """A name with its middle left out where it is long; ends are what tells names apart."""
+    return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-most // 2 :]}"
 
 
 def _look(i: int) -> dict[str, Any]:
@@ -150,7 +163,7 @@ def _look(i: int) -> dict[str, Any]:
 
 
 def _panel(ax: Axes, panel: Panel, names: Sequence[str]) -> None:
-    ax.set_title(panel.title if len(panel.title) < 46 else panel.title[:44] + "…", color=INK)
+    ax.set_title(_short(panel.title, 46), color=INK)
     ax.patch.set_visible(False)
     if isinstance(panel, Curves):
         _curves(ax, panel, names)
@@ -197,8 +210,10 @@ def _matrix(ax: Axes, panel: Matrix) -> None:
             ax.text(column, row, f"{100 * share:.1f}", ha="center", va="center", color="white" if dark else "black")
     ax.set_xlim(-0.5, len(panel.sources) - 0.5)
     ax.set_ylim(len(panel.targets) - 0.5, -0.5)
-    ax.set_xticks(range(len(panel.sources)), panel.sources, rotation=35, ha="right", rotation_mode="anchor")
-    ax.set_yticks(range(len(panel.targets)), panel.targets)
+    ax.set_xticks(
+        range(len(panel.sources)), list(map(_short, panel.sources)), rotation=35, ha="right", rotation_mode="anchor"
+    )
+    ax.set_yticks(range(len(panel.targets)), list(map(_short, panel.targets)))
     ax.set_xlabel("crafted on")
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
@@ -220,7 +235,7 @@ def _union(ax: Axes, panel: Union) -> None:
     ax.text(1, 1, told, transform=ax.transAxes, ha="right", va="top", fontsize=6.5)
     ax.set_ylim(-(n + 0.7) * unit, height * 1.3)
     ax.set_xlim(-0.7, max(len(panel.bars), 4) - 0.3)
-    labels = [f"{name}  {count}" for name, count in zip(panel.attacks, panel.broken, strict=True)]
+    labels = [f"{_short(name)}  {count}" for name, count in zip(panel.attacks, panel.broken, strict=True)]
     ax.set_yticks([-(k + 1) * unit for k in range(n)], labels)
     ax.set_xticks([])
     ax.tick_params(length=0)
@@ -253,7 +268,7 @@ def _cost(ax: Axes, panel: Cost, names: Sequence[str]) -> None:
         Line2D([], [], linestyle="", marker=MARKERS[k % len(MARKERS)], color=INK, markerfacecolor="none")
         for k in range(len(attacks))
     ]
-    ax.legend(shapes, attacks, loc="best", fontsize=6.5)
+    ax.legend(shapes, list(map(_short, attacks)), loc="best", fontsize=6.5)
     ax.set_xscale("log")
     ax.xaxis.set_major_formatter(lambda seconds, _: f"{seconds:g}")  # the usual one would be read as a formula
     ax.xaxis.set_minor_formatter(NullFormatter())
