@@ -390,21 +390,32 @@ def sweep(
 @click.option("--dataset", help="Only results on this data set.")
 @_results
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write to a file instead of stdout.")
-def report(form: str, table: str, dataset: str | None, results: Path, out: Path | None) -> None:
+@click.option(
+    "--checkpoints",
+    type=click.Path(path_type=Path),
+    help="For --format html: add the training curves of the runs there.",
+)
+def report(
+    form: str, table: str, dataset: str | None, results: Path, out: Path | None, checkpoints: Path | None
+) -> None:
     """Print the tables of everything in results/: a pure function of the files there."""
-    _print(_records(results, dataset), form, table, out)
+    if checkpoints and form != "html":
+        raise UsageError(f"--checkpoints adds training curves to --format html; --format {form} has no figures")
+    _print(_records(results, dataset), form, table, out, checkpoints)
 
 
 @cli.command(short_help="Draw results/: curves, transfer, union, cost.")
 @click.option(
     "--kind",
-    type=Choice(["curves", "transfer", "union", "pareto"]),
+    type=Choice(["curves", "transfer", "union", "pareto", "training"]),
     default="curves",
     show_default=True,
-    help="Accuracy against eps; transfer matrices; which attacks broke which images; seconds against accuracy left.",
+    help="Accuracy against eps; transfer matrices; which attacks broke which images; seconds against accuracy left; what "
+    "each run in --checkpoints logged.",
 )
 @click.option("--dataset", help="Only results on this data set.")
 @_results
+@_checkpoints
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -412,19 +423,25 @@ def report(form: str, table: str, dataset: str | None, results: Path, out: Path 
     metavar="FILE.(svg|png|pdf)",
     help="The file; its ending says the format.",
 )
-def plot(kind: str, dataset: str | None, results: Path, out: Path) -> None:
+def plot(kind: str, dataset: str | None, results: Path, checkpoints: Path, out: Path) -> None:
     """Draw what is in results/ into a file: the same records give the same bytes. Needs pip install 'robench[plot]'.
 
     Results on other images, or by another seed, are other figures, one below the other.
     """
-    from robench.figures import figures
+    from robench.figures import figures, training
     from robench.files import write
     from robench.rendering.drawing import FORMATS, draw
 
     form = out.suffix[1:].lower()
     if form not in FORMATS:
         raise UsageError(f"--out {out}: the name must end in {', '.join(f'.{each}' for each in FORMATS)}")
-    write(out, draw(figures(_records(results, dataset), kind), form))
+    if kind != "training":
+        drawn = figures(_records(results, dataset), kind)
+    elif dataset:
+        raise UsageError("--dataset is for what is drawn from results; --kind training draws the runs in --checkpoints")
+    elif not (drawn := training(checkpoints)):
+        raise UsageError(f"no run in {checkpoints} has logged an epoch: robench train rocl, or robench demo")
+    write(out, draw(drawn, form))
 
 
 @cli.command("list")
@@ -644,7 +661,9 @@ def _records(results: Path, dataset: str | None) -> list[Result | Failure]:
     return chosen
 
 
-def _print(records: Sequence[Result | Failure], form: str, table: str, out: Path | None) -> None:
+def _print(
+    records: Sequence[Result | Failure], form: str, table: str, out: Path | None, checkpoints: Path | None = None
+) -> None:
     """Render records to stdout or a file."""
     from robench import comparison, reporting, terminal
     from robench.files import write
@@ -658,16 +677,20 @@ def _print(records: Sequence[Result | Failure], form: str, table: str, out: Path
         raise UsageError("--table cells is for --format csv")
     else:
         made = comparison.tables(records, SUITES[table]) if table in SUITES else reporting.tables(records, table)
-        text = _render(made, records, form) if form != "terminal" else terminal.text(made, file=out is not None)
+        text = (
+            _render(made, records, form, checkpoints)
+            if form != "terminal"
+            else terminal.text(made, file=out is not None)
+        )
     if out is not None:
         write(out, text.encode())
     else:
         click.echo(text, nl=False)
 
 
-def _render(made: Sequence[Table], records: Sequence[Result | Failure], form: str) -> str:
-    """Tables in a format for files; HTML has the figures of the records too."""
-    from robench.figures import figures
+def _render(made: Sequence[Table], records: Sequence[Result | Failure], form: str, checkpoints: Path | None) -> str:
+    """Tables in a format for files; HTML has the figures of the records too, and the training curves of runs."""
+    from robench.figures import figures, training
     from robench.rendering.html import html
     from robench.rendering.json import json
     from robench.rendering.latex import latex
@@ -677,7 +700,9 @@ def _render(made: Sequence[Table], records: Sequence[Result | Failure], form: st
         return latex(made)
     if form == "json":
         return json(made, records)
-    return html(made, figures(records)) if form == "html" else markdown(made)
+    if form == "html":
+        return html(made, figures(records) + (training(checkpoints) if checkpoints else []))
+    return markdown(made)
 
 
 def _show(made: Sequence[Table], form: str) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from robench.errors import StoreError
 from robench.reporting import NORMS, apart, images_of, ordered, place, unproven
@@ -91,7 +94,22 @@ class Cost:
     points: tuple[Point, ...]
 
 
-Panel = Curves | Matrix | Union | Cost
+@dataclass(frozen=True)
+class Training:
+    """One logged quantity over the epochs of some runs.
+
+    Attributes:
+        title: the quantity.
+        lines: a run's name, and (epoch, value) from its first stage on; epochs count on over stages.
+        share: whether the quantity is an accuracy.
+    """
+
+    title: str
+    lines: tuple[tuple[str, tuple[tuple[int, float], ...]], ...]
+    share: bool
+
+
+Panel = Curves | Matrix | Union | Cost | Training
 
 
 @dataclass(frozen=True)
@@ -99,7 +117,7 @@ class Figure:
     """One figure, ready to draw.
 
     Attributes:
-        kind: a key of `KINDS`.
+        kind: a key of `KINDS`, or `training`.
         title: what it shows, and on which images.
         caption: what a reader must know.
         panels: of one kind.
@@ -135,6 +153,43 @@ def figures(records: Iterable[Result | Failure], kind: str = "all") -> list[Figu
     if not made and kind != "all":
         raise StoreError(f"no {kind} in {len(results)} results: {KINDS[kind][3]}")
     return made
+
+
+def training(folder: Path) -> list[Figure]:
+    """The training curves of every run in a folder of checkpoints, from what each logged; empty where none logged.
+
+    Raises:
+        StoreError: if a log is damaged.
+    """
+    runs = {safe(path.parent.name): _logged(path) for path in sorted(folder.glob("*/metrics.jsonl"))}
+    found: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for name, lines in runs.items():
+        for epoch, line in enumerate(lines, 1):
+            for key, value in line.items():
+                if isinstance(value, float) and math.isfinite(value):
+                    found.setdefault(safe(key), {}).setdefault(name, []).append((epoch, value))
+    keys = sorted(found, key=lambda key: (not key.startswith("validation"), key))
+    panels = [
+        Training(key, tuple((name, tuple(points)) for name, points in found[key].items()), key.startswith("validation"))
+        for key in keys
+    ]
+    caption = (
+        "What each run logged after every epoch of training; epochs count on over its stages. No test image is in it."
+    )
+    return [Figure("training", "Training curves", caption, tuple(panels))] if panels else []
+
+
+def _logged(path: Path) -> list[dict[str, object]]:
+    lines = []
+    for number, text in enumerate(path.read_text().splitlines(), 1):
+        try:
+            line = json.loads(text)
+            lines.append({key: line[key] for key in sorted(line)})
+        except (ValueError, TypeError):
+            raise StoreError(
+                f"{path} line {number} is damaged. Move the file away: only this figure needs it"
+            ) from None
+    return lines
 
 
 def _names(results: Sequence[Result]) -> dict[str, str]:

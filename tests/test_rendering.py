@@ -19,7 +19,7 @@ from test_reporting import HOSTILE, L2, LINF, PGDAT, RECORDS, ROCL, SECRET, STAN
 
 from robench import figures, reporting, terminal
 from robench.errors import StoreError, UsageError
-from robench.figures import Cost, Curves, Matrix, Union
+from robench.figures import Cost, Curves, Matrix, Training, Union
 from robench.rendering import drawing
 from robench.rendering.csv import csv
 from robench.rendering.html import html
@@ -274,6 +274,26 @@ def test_no_figure_is_an_error_that_says_what_to_run(kind: str) -> None:
         figures.figures([result(PGDAT, "pgd-20", "11110000")], kind)
 
 
+def test_training_curves_are_what_was_logged(tmp_path: Path) -> None:
+    lines = [
+        '{"stage": 0, "epoch": 1, "ce": 2.0, "validation clean": 0.5}',
+        '{"stage": 1, "epoch": 1, "ce": NaN, "kl": 0.25}',
+    ]
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    (figure,) = figures.training(tmp_path)
+    found = {panel.title: (panel.lines, panel.share) for panel in figure.panels if isinstance(panel, Training)}
+    assert found == {
+        "validation clean": ((("one", ((1, 0.5),)),), True),
+        "ce": ((("one", ((1, 2.0),)),), False),
+        "kl": ((("one", ((2, 0.25),)),), False),
+    }
+    assert figures.training(tmp_path / "absent") == []
+    (tmp_path / "one" / "metrics.jsonl").write_text(lines[0] + "\n{")
+    with pytest.raises(StoreError, match=r"metrics\.jsonl line 2 is damaged"):
+        figures.training(tmp_path)
+
+
 # drawings
 
 
@@ -467,6 +487,28 @@ def test_plot_writes_the_format_of_the_name(
         out = stored / f"figure.{form}"
         assert run_cli("plot", "--results", stored, "--kind", kind, "--out", out) == (0, "", "")
         assert out.read_bytes().startswith(magic)
+
+
+@pytest.mark.usefixtures("plots")
+def test_training_curves_are_drawn_and_stand_in_the_page(
+    stored: Path, trained: Path, run_cli: Callable[..., tuple[int, str, str]]
+) -> None:
+    for name in ("one.svg", "two.svg"):
+        line = ("plot", "--kind", "training", "--checkpoints", trained, "--out", stored / name)
+        assert run_cli(*line) == (0, "", "")
+    assert (stored / "one.svg").read_bytes() == (stored / "two.svg").read_bytes()
+    code, out, _ = run_cli("report", "--results", stored, "--format", "html", "--checkpoints", trained)
+    assert code == 0
+    assert out.count("<svg") == len(KINDS) + 1
+    code, _, err = run_cli("report", "--results", stored, "--checkpoints", trained)
+    assert code == 2
+    assert "--format terminal has no figures" in err
+
+
+def test_plot_says_that_no_run_has_logged(stored: Path, run_cli: Callable[..., tuple[int, str, str]]) -> None:
+    code, _, err = run_cli("plot", "--kind", "training", "--checkpoints", stored, "--out", stored / "figure.svg")
+    assert code == 2
+    assert "has logged an epoch: robench train rocl" in err
 
 
 def test_plot_says_which_formats_there_are(stored: Path, run_cli: Callable[..., tuple[int, str, str]]) -> None:

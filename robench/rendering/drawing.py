@@ -10,7 +10,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from robench.errors import UsageError
-from robench.figures import Cost, Curves, Figure, Matrix, Panel, Union
+from robench.figures import Cost, Curves, Figure, Matrix, Panel, Training, Union
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -102,7 +102,7 @@ def _adaptive(text: str) -> str:
 
 
 def _columns(figure: Figure) -> int:
-    most = {"curves": 3, "transfer": 2, "union": 2, "pareto": 2}[figure.kind]
+    most = {"curves": 3, "transfer": 2, "union": 2, "pareto": 2, "training": 3}[figure.kind]
     return min(most, len(figure.panels))
 
 
@@ -110,7 +110,7 @@ def _size(figure: Figure) -> tuple[float, float]:
     """Inches; a single panel fits one column of two."""
     columns = _columns(figure)
     rows = -(-len(figure.panels) // columns)
-    high = {"curves": 2.2, "transfer": 2.6, "union": 2.8, "pareto": 2.4}[figure.kind]
+    high = {"curves": 2.2, "transfer": 2.6, "union": 2.8, "pareto": 2.4, "training": 2.0}[figure.kind]
     return NARROW if columns == 1 else WIDE, rows * high + 0.3 + 0.16 * -(-len(_legend(figure)) // (3 * columns))
 
 
@@ -119,6 +119,7 @@ def _legend(figure: Figure) -> list[str]:
     names: list[str] = []
     for panel in figure.panels:
         names += [line.name for line in panel.lines] if isinstance(panel, Curves) else []
+        names += [name for name, _ in panel.lines] if isinstance(panel, Training) else []
         names += [point.name for point in panel.points] if isinstance(panel, Cost) else []
     return list(dict.fromkeys(names))
 
@@ -143,7 +144,7 @@ def _draw(part: Any, figure: Figure, titled: bool) -> None:
         )
     part.patch.set_visible(False)
     if names:
-        mark = {"curves": True, "pareto": False}[figure.kind]
+        mark = figure.kind == "curves"
         lines = [
             Line2D([], [], **_look(i), marker=MARKERS[i % len(MARKERS)] if mark else "") for i in range(len(names))
         ]
@@ -171,6 +172,8 @@ def _panel(ax: Axes, panel: Panel, names: Sequence[str]) -> None:
         _matrix(ax, panel)
     elif isinstance(panel, Union):
         _union(ax, panel)
+    elif isinstance(panel, Training):
+        _training(ax, panel, names)
     else:
         _cost(ax, panel, names)
 
@@ -190,6 +193,19 @@ def _curves(ax: Axes, panel: Curves, names: Sequence[str]) -> None:
     ax.set_xlim(left=0)
     ax.set_xlabel(f"eps in {panel.norm}")
     ax.set_ylabel("accuracy, per cent")
+
+
+def _training(ax: Axes, panel: Training, names: Sequence[str]) -> None:
+    scale = 100 if panel.share else 1
+    for name, points in panel.lines:
+        look = _look(names.index(name))
+        ax.plot(*zip(*[(epoch, scale * value) for epoch, value in points], strict=True), **look, linewidth=1)
+        if len(points) == 1:  # a line of one point cannot be seen
+            ax.plot([points[0][0]], [scale * points[0][1]], ".", color=look["color"])
+    ax.set_xlabel("epoch")
+    if panel.share:
+        ax.set_ylim(-3, 103)
+        ax.set_ylabel("accuracy, per cent")
 
 
 def _matrix(ax: Axes, panel: Matrix) -> None:
