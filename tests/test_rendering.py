@@ -79,6 +79,12 @@ def test_bold_cells_are_bold_in_a_terminal() -> None:
     assert re.findall(r"\x1b\[1m\s*([^\s\x1b]+)", body) == ["10.0", "y"]
 
 
+def test_bold_cells_are_starred_in_a_text_file() -> None:
+    lines = [line.split() for line in terminal.text([TABLE], file=True).splitlines()]
+    assert ["x", "**10.0**", "9.0"] in lines
+    assert ["**y**", "2.0", "-"] in lines
+
+
 def test_bold_cells_are_named_in_a_wide_csv(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("robench.rendering.csv.tables", lambda *_: [TABLE])
     assert csv(RECORDS, "white-box").splitlines() == [

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FORMATS = ("svg", "png", "pdf")
-INK, PAPER = "#1b1f24", "#fffffe"  # of nothing else, so that an SVG can exchange them for a dark page's
+INK, PAPER = "#1b1f24", "#ffffff"  # the ink of nothing else, so that an SVG can exchange it
 DARK_INK, DARK_PAPER = "#e6e8eb", "#14171c"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Source: Okabe & Ito 2008
 MARKERS = "osD^vPX*"
@@ -51,7 +51,7 @@ def draw(figures: Sequence[Figure], form: str, *, titled: bool = True) -> bytes:
 
     Args:
         figures: what to draw, at least one.
-        form: `svg` (transparent, follows a light or dark page), `png` or `pdf` (on white).
+        form: `svg` (light or dark, as the reader prefers), `png` or `pdf` (on white).
         titled: write each figure's title above it.
 
     Raises:
@@ -91,12 +91,12 @@ def inline(figure: Figure, prefix: str) -> str:
 
 
 def _adaptive(text: str) -> str:
-    """An SVG whose ink and paper follow the reader's colour scheme, without metadata."""
+    """An SVG whose ink and paper follow the reader's colour scheme together, since the page around may not; no metadata."""
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
-    text = text.replace(INK, "currentColor").replace(PAPER, "var(--paper)")
+    text = text.replace(INK, "currentColor")
     style = (
-        f"<style>/* page */svg{{color:{INK};--paper:{PAPER}}}"
-        f"@media (prefers-color-scheme:dark){{svg{{color:{DARK_INK};--paper:{DARK_PAPER}}}}}</style>"
+        f"<style>/* page */svg{{color:{INK};background:{PAPER}}}"
+        f"@media (prefers-color-scheme:dark){{svg{{color:{DARK_INK};background:{DARK_PAPER}}}}}</style>"
     )
     return re.sub(r"(<svg[^>]*>)", lambda found: found[1] + style, text, count=1)
 
