@@ -238,7 +238,7 @@ def share(*columns: Sequence[bool]) -> float:
 
 
 def _curves(results: Sequence[Result], names: Mapping[str, str]) -> list[Panel]:
-    """A panel for each norm with two radii or more: under the attack that was run at the most radii."""
+    """A panel for each norm: under the attack that was run at the most radii there, of several the strongest."""
     made: list[Panel] = []
     white = [r for r in results if r.source is None]
     for norm in NORMS:
