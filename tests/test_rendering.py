@@ -15,7 +15,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
-from test_reporting import HOSTILE, L2, LINF, PGDAT, RECORDS, ROCL, SECRET, STANDARD, failure, named, result
+from test_reporting import (
+    FORMS,
+    HOSTILE,
+    L2,
+    LINF,
+    PGDAT,
+    RECORDS,
+    ROCL,
+    SECRET,
+    STANDARD,
+    failure,
+    named,
+    render,
+    result,
+    rows,
+)
 
 from robench import figures, reporting, terminal
 from robench.errors import StoreError, UsageError
@@ -264,6 +279,21 @@ def test_results_on_other_images_are_in_another_figure(kind: str) -> None:
     more = [replace(r, cell=replace(r.cell, data="e" * 64)) for r in RECORDS]
     one, two = figures.figures([*RECORDS, *more], kind)
     assert one.title != two.title
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_flag_is_in_every_format(form: str) -> None:
+    records = [replace(r, notes=("flag: zero gradients",)) if r.subject == ROCL else r for r in RECORDS[:-1]]  # type: ignore[type-var]
+    assert "zero gradients" not in render(RECORDS, form)
+    made = render(records, form)
+    if form in ("cells", "white-box", "transfer"):
+        head, *lines = rows(made)
+        name, flags = (
+            head.index(text) for text in ("target \\ source" if form == "transfer" else "checkpoint", "flags")
+        )
+        assert {(line[name], line[flags]) for line in lines} >= {("rocl", "zero gradients"), ("pgd-at", "")}
+    else:
+        assert "zero gradients" in made
 
 
 @pytest.mark.parametrize("kind", KINDS)

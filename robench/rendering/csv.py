@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from robench.errors import StoreError
-from robench.reporting import ABSENT, Table, tables, unproven
+from robench.reporting import ABSENT, Table, apart, tables, unproven
 from robench.results import Failure, Result, safe
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def tidy(records: Iterable[Result | Failure]) -> pandas.DataFrame:
             "seconds": r.seconds,
             "forwards": r.forwards,
             "backwards": r.backwards,
+            "flags": "; ".join(_flags(r)),
             "cell": r.cell.key,
         }
         for r in records
@@ -74,11 +75,15 @@ def csv(records: Iterable[Result | Failure], which: str = "cells") -> str:
     if which == "cells":
         frame = tidy(records)
     else:
+        records = list(records)
+        flags = _flagged(r for r in records if isinstance(r, Result))
         frames = []
         for table in tables([r for r in records if isinstance(r, Result)], which):
             made = pandas.DataFrame([row[1:] for row in table.rows], columns=table.heads)
             if table.bold:  # numbers stay numbers: which of them are bold is said beside them
                 made["bold"] = ["; ".join(_bold(table, i)) for i in range(len(table.rows))]
+            if flags:
+                made["flags"] = ["; ".join(flags.get(row[1], ())) for row in table.rows]
             made.insert(0, "group", [row[0] for row in table.rows], allow_duplicates=True)
             made.insert(0, "table", table.title, allow_duplicates=True)
             frames.append(made)
@@ -96,6 +101,20 @@ def as_csv(frame: pandas.DataFrame) -> str:
 def _bold(table: Table, row: int) -> list[str]:
     """The heads of a row's bold cells."""
     return [table.heads[place - 1] for at, place in sorted(table.bold) if at == row and place]
+
+
+def _flags(result: Result) -> list[str]:
+    """What was found wrong with a model, which no number of it may be shown without."""
+    return [note.removeprefix("flag: ") for note in result.notes if note.startswith("flag: ")]
+
+
+def _flagged(results: Iterable[Result]) -> dict[str, list[str]]:
+    """The flags of each row's name, as tables write it."""
+    found: dict[str, set[str]] = {}
+    for r in apart(results):
+        if flags := _flags(r):
+            found.setdefault(safe(r.subject.name), set()).update(flags)
+    return {name: sorted(flags) for name, flags in found.items()}
 
 
 def _distinct(frame: pandas.DataFrame) -> pandas.DataFrame:
