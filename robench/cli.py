@@ -372,7 +372,14 @@ def sweep(
 
 
 @cli.command(short_help="Print the tables of results/.")
-@click.option("--format", "form", type=Choice(["terminal", "markdown", "csv"]), default="terminal", show_default=True)
+@click.option(
+    "--format",
+    "form",
+    type=Choice(["terminal", "markdown", "csv", "latex", "json", "html"]),
+    default="terminal",
+    show_default=True,
+    help="html is one file with figures; it needs pip install 'robench[plot]'.",
+)
 @click.option(
     "--table",
     type=Choice(["all", "white-box", "transfer", "cells", *SUITES]),
@@ -383,17 +390,58 @@ def sweep(
 @click.option("--dataset", help="Only results on this data set.")
 @_results
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write to a file instead of stdout.")
-def report(form: str, table: str, dataset: str | None, results: Path, out: Path | None) -> None:
+@click.option(
+    "--checkpoints",
+    type=click.Path(path_type=Path),
+    help="For --format html: add the training curves of the runs there.",
+)
+def report(
+    form: str, table: str, dataset: str | None, results: Path, out: Path | None, checkpoints: Path | None
+) -> None:
     """Print the tables of everything in results/: a pure function of the files there."""
-    from robench.results import Store
+    if checkpoints and form != "html":
+        raise UsageError(f"--checkpoints adds training curves to --format html; --format {form} has no figures")
+    _print(_records(results, dataset), form, table, out, checkpoints)
 
-    records = list(Store(results).records())
-    if dataset:
-        known = sorted({record.subject.dataset for record in records})
-        records = [record for record in records if record.subject.dataset == dataset]
-        if not records:
-            raise UsageError(f"--dataset {dataset} leaves none of the results; there are some on {', '.join(known)}")
-    _print(records, form, table, out)
+
+@cli.command(short_help="Draw results/: curves, transfer, union, cost.")
+@click.option(
+    "--kind",
+    type=Choice(["curves", "transfer", "union", "pareto", "training"]),
+    default="curves",
+    show_default=True,
+    help="Accuracy against eps; transfer matrices; which attacks broke which images; seconds against accuracy left; what "
+    "each run in --checkpoints logged.",
+)
+@click.option("--dataset", help="Only results on this data set.")
+@_results
+@_checkpoints
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    metavar="FILE.(svg|png|pdf)",
+    help="The file; its ending says the format.",
+)
+def plot(kind: str, dataset: str | None, results: Path, checkpoints: Path, out: Path) -> None:
+    """Draw what is in results/ into a file: the same records give the same bytes. Needs pip install 'robench[plot]'.
+
+    Results on other images, or by another seed, are other figures, one below the other.
+    """
+    from robench.figures import figures, training
+    from robench.files import write
+    from robench.rendering.drawing import FORMATS, draw
+
+    form = out.suffix[1:].lower()
+    if form not in FORMATS:
+        raise UsageError(f"--out {out}: the name must end in {', '.join(f'.{each}' for each in FORMATS)}")
+    if kind != "training":
+        drawn = figures(_records(results, dataset), kind)
+    elif dataset:
+        raise UsageError("--dataset is for what is drawn from results; --kind training draws the runs in --checkpoints")
+    elif not (drawn := training(checkpoints)):
+        raise UsageError(f"no run in {checkpoints} has logged an epoch: robench train rocl, or robench demo")
+    write(out, draw(drawn, form))
 
 
 @cli.command("list")
@@ -403,7 +451,8 @@ def report(form: str, table: str, dataset: str | None, results: Path, out: Path 
 def list_(what: str, form: str, results: Path) -> None:
     """List what there is, instantly."""
     from robench.listing import listing
-    from robench.reporting import Table, markdown
+    from robench.rendering.markdown import markdown
+    from robench.reporting import Table
     from robench.terminal import rows
 
     head, lines = listing(what, results)
@@ -594,31 +643,74 @@ def _finish(told: Sequence[tuple[Result | Failure, bool]], results: Path) -> Non
         raise SystemExit(1)
 
 
-def _print(records: Sequence[Result | Failure], form: str, table: str, out: Path | None) -> None:
+def _records(results: Path, dataset: str | None) -> list[Result | Failure]:
+    """What is stored, on one data set if one is named.
+
+    Raises:
+        UsageError: if the data set leaves nothing.
+    """
+    from robench.results import Store
+
+    records = list(Store(results).records())
+    if not dataset:
+        return records
+    known = sorted({record.subject.dataset for record in records})
+    chosen = [record for record in records if record.subject.dataset == dataset]
+    if not chosen:
+        raise UsageError(f"--dataset {dataset} leaves none of the results; there are some on {', '.join(known)}")
+    return chosen
+
+
+def _print(
+    records: Sequence[Result | Failure], form: str, table: str, out: Path | None, checkpoints: Path | None = None
+) -> None:
     """Render records to stdout or a file."""
     from robench import comparison, reporting, terminal
     from robench.files import write
+    from robench.rendering.csv import csv
 
     if form == "csv" and table in SUITES:
         text = comparison.csv(records, SUITES[table])
     elif form == "csv":
-        text = reporting.csv(records, "cells" if table == "all" else table)
+        text = csv(records, "cells" if table == "all" else table)
     elif table == "cells":
         raise UsageError("--table cells is for --format csv")
     else:
         made = comparison.tables(records, SUITES[table]) if table in SUITES else reporting.tables(records, table)
-        text = reporting.markdown(made) if form == "markdown" else terminal.text(made, file=out is not None)
+        text = (
+            _render(made, records, form, checkpoints)
+            if form != "terminal"
+            else terminal.text(made, file=out is not None)
+        )
     if out is not None:
         write(out, text.encode())
     else:
         click.echo(text, nl=False)
 
 
+def _render(made: Sequence[Table], records: Sequence[Result | Failure], form: str, checkpoints: Path | None) -> str:
+    """Tables in a format for files; HTML has the figures of the records too, and the training curves of runs."""
+    from robench.figures import figures, training
+    from robench.rendering.html import html
+    from robench.rendering.json import json
+    from robench.rendering.latex import latex
+    from robench.rendering.markdown import markdown
+
+    if form == "latex":
+        return latex(made)
+    if form == "json":
+        return json(made, records)
+    if form == "html":
+        return html(made, figures(records) + (training(checkpoints) if checkpoints else []))
+    return markdown(made)
+
+
 def _show(made: Sequence[Table], form: str) -> None:
     """Print tables to stdout."""
-    from robench import reporting, terminal
+    from robench import terminal
+    from robench.rendering.markdown import markdown
 
-    click.echo(reporting.markdown(made) if form == "markdown" else terminal.text(made), nl=False)
+    click.echo(markdown(made) if form == "markdown" else terminal.text(made), nl=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -17,6 +17,7 @@ from robench import recipe, reporting
 from robench.errors import StoreError, UsageError
 from robench.recipe import Published, Recipe
 from robench.registry import ATTACKS
+from robench.rendering.csv import as_csv
 from robench.reporting import ABSENT, Table, accuracy
 from robench.results import Failure, Result, Subject, safe
 from robench.spec import digest
@@ -534,7 +535,7 @@ def csv(records: Iterable[Result | Failure], suite: Suite, load: Load = recipe.l
         for compared in compare(records, suite, load)
         for entry in compared.entries
     ]
-    return reporting.as_csv(pandas.DataFrame(rows))
+    return as_csv(pandas.DataFrame(rows))
 
 
 def _all_right(results: Sequence[Result]) -> float | None:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from robench.errors import StoreError
 from robench.registry import ATTACKS
 from robench.results import Failure, Result, Subject, column, named, safe
 from robench.spec import digest
 from robench.threat import Norm, ThreatModel
-
-if TYPE_CHECKING:
-    import pandas
 
 R = TypeVar("R", bound=Result | Failure)
 NORMS = list(Norm)
@@ -46,6 +42,11 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
     bold: frozenset[tuple[int, int]] = frozenset()
+
+    @property
+    def heads(self) -> list[str]:
+        """One text per column, for formats without spanning heads."""
+        return [" ".join(filter(None, parts)) for parts in zip(*self.header, strict=True)]
 
 
 def tables(records: Iterable[Result | Failure], which: str = "all") -> list[Table]:
@@ -331,149 +332,3 @@ def accuracy(columns: Sequence[Sequence[bool]]) -> str:
     """The share of images that are right in every column, in per cent, to what that many images can resolve."""
     share = sum(map(all, zip(*columns, strict=True))) / len(columns[0])
     return f"{100 * share:.{2 if len(columns[0]) >= 1000 else 1}f}"
-
-
-def markdown(made: Sequence[Table]) -> str:
-    """Tables as Markdown, columns aligned."""
-    return "\n".join(_markdown(table) for table in made)
-
-
-def _markdown(table: Table) -> str:
-    heads = _heads(table)
-    lines = [[_cell(head) for head in heads]]
-    last = None
-    for group, *cells in table.rows:
-        if group and group != last:
-            lines.append([f"*{_cell(group)}*", *[""] * (len(heads) - 1)])
-            last = group
-        lines.append([_cell(cell) for cell in cells])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
-    text = [
-        _row(lines[0], widths),
-        "|" + "|".join("-" * (w + 1) + (":" if i else "-") for i, w in enumerate(widths)) + "|",
-    ]
-    text += [_row(line, widths) for line in lines[1:]]
-    notes = "".join(re.sub(r"^([#+=~*>-]|\d+[.)])", r"\\\1", _cell(note)) + "\n" for note in table.notes)
-    return f"**{_cell(table.title)}**\n\n" + "\n".join(text) + "\n" + (f"\n{notes}" if notes else "")
-
-
-def _heads(table: Table) -> list[str]:
-    """One text per column, for formats without spanning heads."""
-    return [" ".join(filter(None, parts)) for parts in zip(*table.header, strict=True)]
-
-
-def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
-    padded = [
-        cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-    ]
-    return "| " + " | ".join(padded) + " |"
-
-
-def _cell(text: str) -> str:
-    """Text that cannot act in Markdown or HTML."""
-    for character, escape in (
-        ("&", "&amp;"),
-        ("<", "&lt;"),
-        (">", "&gt;"),
-        ("\\", "\\\\"),
-        ("|", "\\|"),
-        ("`", "\\`"),
-        ("[", "\\["),
-    ):
-        text = text.replace(character, escape)
-    return text
-
-
-def tidy(records: Iterable[Result | Failure]) -> pandas.DataFrame:
-    """One row per result: what was asked, accuracies as fractions, and what it cost.
-
-    The robust accuracy of a smoothed classifier is absent where it says nothing alone, see `unproven`.
-    """
-    import pandas
-
-    records = list(records)
-    alone = unproven(r for r in records if isinstance(r, Result))
-    rows = [
-        {
-            "dataset": r.subject.dataset,
-            "checkpoint": r.subject.name,
-            "recipe": r.subject.recipe,
-            "group": r.subject.group,
-            "trained_against": str(r.subject.threat or ""),
-            "training_seed": r.subject.seed,
-            "source": r.source.name if r.source else "",
-            "inference": r.cell.inference.label if r.cell.inference else "",
-            "attack": r.cell.attack,
-            "threat": str(r.cell.threat),
-            "seen": r.cell.threat == r.subject.threat,
-            "count": r.cell.count,
-            "attack_seed": r.cell.seed,
-            "clean_accuracy": sum(r.clean) / r.cell.count,
-            "robust_accuracy": None if r in alone else sum(r.robust) / r.cell.count,
-            "median_norm": None if r in alone else r.median_norm,
-            "largest_perturbation": r.largest,
-            "seconds": r.seconds,
-            "forwards": r.forwards,
-            "backwards": r.backwards,
-            "cell": r.cell.key,
-        }
-        for r in records
-        if isinstance(r, Result)
-    ]
-    if not rows:
-        raise StoreError("no results to list: robench evaluate --attack pgd-20")
-    order = [
-        "dataset",
-        "group",
-        "checkpoint",
-        "source",
-        "inference",
-        "threat",
-        "attack",
-        "count",
-        "attack_seed",
-        "cell",
-    ]
-    frame = pandas.DataFrame(rows)
-    return frame.sort_values(order, ascending=[True, False, *[True] * 8], ignore_index=True)
-
-
-def csv(records: Iterable[Result | Failure], which: str = "cells") -> str:
-    """One CSV table: `cells` is tidy, a row per result; `white-box` and `transfer` are the wide tables."""
-    import pandas
-
-    if which == "cells":
-        frame = tidy(records)
-    else:
-        frames = []
-        for table in tables([r for r in records if isinstance(r, Result)], which):
-            made = pandas.DataFrame([row[1:] for row in table.rows], columns=_heads(table))
-            made.insert(0, "group", [row[0] for row in table.rows], allow_duplicates=True)
-            made.insert(0, "table", table.title, allow_duplicates=True)
-            frames.append(made)
-        frame = frames[0] if len(frames) == 1 else pandas.concat(map(_distinct, frames), ignore_index=True)
-    return as_csv(frame)
-
-
-def as_csv(frame: pandas.DataFrame) -> str:
-    """A frame as CSV; text that a spreadsheet would run as a formula gets a leading apostrophe."""
-    frame = frame.map(_harmless)
-    frame.columns = [_harmless(name) for name in frame.columns]
-    return frame.to_csv(index=False, lineterminator="\n")
-
-
-def _distinct(frame: pandas.DataFrame) -> pandas.DataFrame:
-    seen: dict[str, int] = {}
-    names = []
-    for name in frame.columns:
-        seen[name] = seen.get(name, 0) + 1
-        names.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
-    frame.columns = names
-    return frame
-
-
-def _harmless(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    text = safe(value)
-    return f"'{text}" if text[:1] in ("=", "+", "@") or (text != ABSENT and text[:1] == "-") else text

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import click
 import rich.progress as bars
@@ -45,7 +46,7 @@ def text(made: Sequence[Table], file: bool = False) -> str:
     if file or not console.is_terminal:
         console = Console(highlight=False, width=120, color_system=None)
     with console.capture() as captured:
-        for table in made:
+        for table in made if console.color_system else map(_starred, made):
             console.print(Text(table.title, style="bold"))
             for part in _parts(table, console.width):
                 console.print(_rich(table, part))
@@ -55,6 +56,15 @@ def text(made: Sequence[Table], file: bool = False) -> str:
     return captured.get()
 
 
+def _starred(table: Table) -> Table:
+    """A table whose bold cells stand between asterisks, where there is no bold type."""
+    rows = [
+        tuple(f"**{text}**" if (i, place) in table.bold and text else text for place, text in enumerate(row))
+        for i, row in enumerate(table.rows)
+    ]
+    return replace(table, rows=tuple(rows), bold=frozenset())
+
+
 def _rich(table: Table, columns: Sequence[int]) -> RichTable:
     drawn = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
     for i in columns:
@@ -62,11 +72,11 @@ def _rich(table: Table, columns: Sequence[int]) -> RichTable:
             Text("\n".join(row[i] for row in _levels(table))), justify="left" if i == 0 else "right", no_wrap=bool(i)
         )
     last = None
-    for group, *cells in table.rows:
+    for i, (group, *cells) in enumerate(table.rows):
         if group and group != last:
             drawn.add_row(Text(group, style="italic"))
             last = group
-        drawn.add_row(*[Text(cells[i]) for i in columns])
+        drawn.add_row(*[Text(cells[k], style="bold" if (i, k + 1) in table.bold else "") for k in columns])
     return drawn
 
 

@@ -20,6 +20,8 @@ from robench import comparison, recipe, reporting, terminal
 from robench.errors import StoreError, UsageError
 from robench.inference import Inference
 from robench.recipe import Published, Recipe
+from robench.rendering.csv import csv as rendered
+from robench.rendering.markdown import markdown
 from robench.results import Cell, Failure, Result, Store, Subject
 from robench.suite import SUITES, Column, suite
 from robench.threat import ThreatModel
@@ -143,7 +145,7 @@ def table(records: Sequence[Result | Failure], name: str = "rocl-table1") -> dic
     found: dict[str, dict[str, str]] = {}
     for row in made.rows:
         cells = found[row[1]] = {}
-        for head, text in zip(reporting._heads(made)[1:], row[2:], strict=True):
+        for head, text in zip(made.heads[1:], row[2:], strict=True):
             if head.endswith("adaptive"):
                 cells[head] = text
                 continue
@@ -162,7 +164,7 @@ def render(records: Sequence[Result | Failure], form: str) -> str:
     if form == "csv":
         return comparison.csv(records, suite("rocl-table1"), load)
     made = comparison.tables(records, suite("rocl-table1"), load)
-    return reporting.markdown(made) if form == "md" else terminal.text(made, file=True)
+    return markdown(made) if form == "md" else terminal.text(made, file=True)
 
 
 # to the byte
@@ -351,7 +353,7 @@ def test_adaptive_attacks_of_other_draws_seeds_or_images_prove_nothing() -> None
 
 def test_the_general_tables_keep_the_rule_too() -> None:
     made = reporting.tables(RECORDS, "white-box")[0]
-    heads = reporting._heads(made)[1:]
+    heads = made.heads[1:]
     rows = {row[1]: dict(zip(heads, row[2:], strict=True)) for row in made.rows}
     smoothed = rows["rocl@last +tsi-30"]
     assert smoothed["clean"] == "80.0"
@@ -360,7 +362,7 @@ def test_the_general_tables_keep_the_rule_too() -> None:
     assert [text for head, text in smoothed.items() if "linf-8/255" in head and "worst" in head] == ["25.0"]
     assert [text for head, text in rows["rocl@last"].items() if "linf-8/255 worst" in head] == ["40.0"]
     assert any("rocl@last +tsi-30 at linf-16/255" in note and "adaptive one" in note for note in made.notes)
-    cells = list(csv.DictReader(io.StringIO(reporting.csv(RECORDS))))
+    cells = list(csv.DictReader(io.StringIO(rendered(RECORDS))))
     (line,) = [each for each in cells if each["inference"] and each["threat"] == "linf-16/255"]
     assert (line["inference"], line["robust_accuracy"], line["clean_accuracy"]) == ("tsi-30", "", "0.8")
 

@@ -4,15 +4,20 @@ import os
 import re
 import subprocess
 import sys
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from robench.listing import listing
 from robench.registry import ATTACKS
-from robench.reporting import Table, markdown
+from robench.rendering.markdown import markdown
+from robench.reporting import Table
 from robench.testing import LAWS, cases_for, check_attack
 
+README = Path(__file__).parent.parent / "README.md"
+DEMO = README.parent / "results" / "reference" / "demo"
 PAGE = Path(__file__).parent.parent / "docs" / "attacks.md"
 
 
@@ -60,3 +65,30 @@ def test_the_agreement_table_is_what_is_kept() -> None:
     if "RENEW_GOLDEN" in os.environ:
         page.write_text(re.sub(pattern, lambda _: made, page.read_text(), flags=re.DOTALL))
     assert re.search(pattern, page.read_text(), re.DOTALL)[0] == made  # type: ignore[index]
+
+
+def test_the_table_of_the_readme_is_what_the_command_prints(run_cli: Callable[..., tuple[int, str, str]]) -> None:
+    code, made, _ = run_cli("report", "--results", DEMO, "--format", "markdown")
+    assert code == 0
+    pattern = r"(?<=<!-- demo -->\n).*?(?=<!-- /demo -->)"
+    if "RENEW_GOLDEN" in os.environ:
+        README.write_text(re.sub(pattern, lambda _: made, README.read_text(), flags=re.DOTALL))
+    assert re.search(pattern, README.read_text(), re.DOTALL)[0] == made  # type: ignore[index]
+
+
+def test_the_figure_of_the_readme_is_what_the_command_draws(
+    tmp_path: Path, run_cli: Callable[..., tuple[int, str, str]]
+) -> None:
+    pytest.importorskip("matplotlib", reason="figures need matplotlib: pip install 'robench[plot]'")
+    kept, made = README.parent / "docs" / "demo-curves.svg", tmp_path / "made.svg"
+    assert run_cli("plot", "--results", DEMO, "--kind", "curves", "--out", made)[0] == 0
+    if "RENEW_GOLDEN" in os.environ:
+        kept.write_bytes(made.read_bytes())
+    assert "docs/demo-curves.svg" in README.read_text()
+    assert parts(kept) == parts(made)
+
+
+def parts(path: Path) -> list[tuple[str, str, str]]:
+    """What an SVG is made of, but for coordinates: another release of matplotlib may round them in another way."""
+    every = ElementTree.fromstring(path.read_text()).iter()
+    return [(each.tag, (each.text or "").strip(), re.sub(r"[\d.-]+", "", each.get("style", ""))) for each in every]

@@ -26,7 +26,7 @@ LAYERS = (
         *("noise", "geometry", "losses", "door", "augment", "data", "models", "recipe", "results", "optimiser"),
         *("convex", "probe", "suite", "inference", "smoothed", "unlabelled"),
     ),
-    ("attacks", "reporting", "comparison", "listing"),
+    ("attacks", "reporting", "figures", "rendering", "comparison", "listing"),
     ("methods",),
     ("checkpoint", "run", "verdict", "training", "evaluation", "testing", "demo", "sweep"),
     ("terminal", "cli"),
@@ -47,6 +47,8 @@ LIGHT = (
     "suite",
     "results",
     "reporting",
+    "figures",
+    *(f"rendering.{name}" for name in ("markdown", "csv", "latex", "json", "html", "drawing")),
     "comparison",
     "listing",
 )
@@ -110,7 +112,7 @@ def test_attack_libraries_are_imported_in_their_adapters_only(library: str) -> N
     assert all(part(name) == "attacks" for name in users)
 
 
-@pytest.mark.parametrize("library", ["pyautoattack", "torchattacks", "torchvision", "sklearn"])
+@pytest.mark.parametrize("library", ["pyautoattack", "torchattacks", "torchvision", "sklearn", "matplotlib"])
 def test_heavy_libraries_are_imported_when_used(library: str) -> None:
     # at the level of a module they would be paid for by whoever imports it
     for tree in TREES.values():
@@ -124,7 +126,16 @@ def test_light_modules_import_no_torch() -> None:
     ran = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     loaded = {name.split(".")[0] for name in ran.stdout.split()}
     assert "robench" in loaded
-    assert not loaded & {"torch", "torchvision", "numpy", "pandas", "sklearn", "pyautoattack", "torchattacks"}
+    assert not loaded & {
+        "torch",
+        "torchvision",
+        "numpy",
+        "pandas",
+        "sklearn",
+        "pyautoattack",
+        "torchattacks",
+        "matplotlib",
+    }
 
 
 def calls(tree: ast.AST) -> Iterator[tuple[str, ast.Call]]:
@@ -160,8 +171,10 @@ def forbidden(name: str, call: ast.Call) -> str:
 
 def writes(name: str, call: ast.Call) -> str:
     """Why a call writes a file; nothing when it does not."""
-    if name in ("write_text", "write_bytes", "mkstemp", "NamedTemporaryFile", "savefig", "to_json", "to_pickle"):
+    if name in ("write_text", "write_bytes", "mkstemp", "NamedTemporaryFile", "to_json", "to_pickle"):
         return name
+    if name == "savefig" and argument(call, 0, "fname") not in ("stream", "buffer"):
+        return "savefig to a file"
     texts = [node.value for node in [*call.args, *(k.value for k in call.keywords)] if isinstance(node, ast.Constant)]
     modes = [
         text for text in texts if isinstance(text, str) and set(text) <= set("rwxabt+") and set(text) & set("wxa+")
@@ -208,6 +221,7 @@ def test_the_lint_finds_what_it_looks_for(text: str) -> None:
         "torch.save(x, path)",
         "open(p, mode='a')",
         "os.fdopen(h, 'wb')",
+        "figure.savefig(path)",
     ],
 )
 def test_the_lint_finds_what_writes(text: str) -> None:
@@ -215,7 +229,16 @@ def test_the_lint_finds_what_writes(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["nets.eval()", "p.open()", "open(p)", "Image.open(path)", "t.to_csv(index=False)", "torch.save(x, stream)"]
+    "text",
+    [
+        "nets.eval()",
+        "p.open()",
+        "open(p)",
+        "Image.open(path)",
+        "t.to_csv(index=False)",
+        "torch.save(x, stream)",
+        "f.savefig(stream)",
+    ],
 )
 def test_the_lint_lets_the_rest_stand(text: str) -> None:
     assert not any(forbidden(*found) or writes(*found) for found in calls(ast.parse(text)))

@@ -19,6 +19,10 @@ from hypothesis import strategies as st
 
 from robench import reporting, terminal
 from robench.errors import StoreError
+from robench.rendering.csv import csv as rendered
+from robench.rendering.json import json
+from robench.rendering.latex import latex
+from robench.rendering.markdown import markdown
 from robench.results import Cell, Failure, Result, Subject
 from robench.threat import ThreatModel
 
@@ -91,13 +95,17 @@ RECORDS: list[Record] = [
 
 def render(records: Sequence[Record], form: str) -> str:
     if form == "markdown":
-        return reporting.markdown(reporting.tables(records))
+        return markdown(reporting.tables(records))
     if form == "terminal":
         return terminal.text(reporting.tables(records), file=True)
-    return reporting.csv(records, form)
+    if form == "latex":
+        return latex(reporting.tables(records))
+    if form == "json":
+        return json(reporting.tables(records), records)
+    return rendered(records, form)
 
 
-FORMS = ["markdown", "terminal", "cells", "white-box", "transfer"]
+FORMS = ["markdown", "terminal", "latex", "json", "cells", "white-box", "transfer"]
 
 
 def rows(text: str) -> list[list[str]]:
@@ -107,7 +115,7 @@ def rows(text: str) -> list[list[str]]:
 def table(records: Sequence[Record], which: str = "all") -> dict[str, dict[str, str]]:
     """The first table as {row: {column: text}}."""
     made = reporting.tables(records, which)[0]
-    heads = reporting._heads(made)[1:]
+    heads = made.heads[1:]
     return {row[1]: dict(zip(heads, row[2:], strict=True)) for row in made.rows}
 
 
@@ -119,6 +127,8 @@ def table(records: Sequence[Record], which: str = "all") -> dict[str, dict[str, 
     [
         ("markdown", "tables.md"),
         ("terminal", "tables.txt"),
+        ("latex", "tables.tex"),
+        ("json", "tables.json"),
         ("cells", "cells.csv"),
         ("white-box", "white-box.csv"),
         ("transfer", "transfer.csv"),
@@ -282,7 +292,7 @@ def test_no_records_are_an_error(which: str) -> None:
 @pytest.mark.parametrize("which", ["cells", "white-box", "transfer"])
 def test_a_csv_of_nothing_is_an_error(which: str) -> None:
     with pytest.raises(StoreError, match=r"no .*results"):
-        reporting.csv([failure(PGDAT, "fgsm", "it stopped")], which)
+        rendered([failure(PGDAT, "fgsm", "it stopped")], which)
 
 
 def test_no_transfer_is_an_error() -> None:
@@ -294,7 +304,7 @@ def test_no_transfer_is_an_error() -> None:
 
 
 def test_a_row_of_cells_holds_fractions() -> None:
-    head, *found = rows(reporting.csv([result(ROCL, "pgd-20", "11100000", LINF, PGDAT)]))
+    head, *found = rows(rendered([result(ROCL, "pgd-20", "11100000", LINF, PGDAT)]))
     row = dict(zip(head, found[0], strict=True))
     assert len(found) == 1
     assert (float(row["clean_accuracy"]), float(row["robust_accuracy"])) == (0.75, 0.375)
@@ -363,7 +373,7 @@ def pipes(line: str) -> int:
 
 @pytest.mark.parametrize("text", HOSTILE, ids=ascii)
 def test_names_are_inert_in_markdown(text: str) -> None:
-    made, harmless = (reporting.markdown(reporting.tables(named(name))).splitlines() for name in (text, "name"))
+    made, harmless = (markdown(reporting.tables(named(name))).splitlines() for name in (text, "name"))
     if text:  # an empty group has no line of its own
         assert [pipes(line) for line in made] == [pipes(line) for line in harmless]
     joined = re.sub(r"\\.", "", "\n".join(made))
@@ -386,7 +396,7 @@ def test_names_are_inert_in_a_terminal(text: str) -> None:
 @pytest.mark.parametrize("which", ["cells", "white-box", "transfer"])
 @pytest.mark.parametrize("text", HOSTILE, ids=ascii)
 def test_names_are_inert_in_a_spreadsheet(text: str, which: str) -> None:
-    made, harmless = (reporting.csv(named(name), which) for name in (text, "name"))
+    made, harmless = (rendered(named(name), which) for name in (text, "name"))
     assert made.count("\n") == harmless.count("\n")
     assert not SECRET.search(made)
     for row in rows(made):

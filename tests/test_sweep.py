@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robench import recipe, reporting, sweep, training
+from robench import recipe, sweep, training
 from robench.errors import UsageError
 from robench.protocols import Progress
 from robench.recipe import Published
+from robench.rendering.markdown import markdown
 from robench.results import Cell, Failure, Result, Store, Subject
 from robench.sweep import Axis, Plan, Point
 from robench.threat import ThreatModel
@@ -199,7 +200,7 @@ def test_what_all_share_stands_above_and_attacks_at_one_threat_together() -> Non
     assert made.title == "Sweep of rocl-digits: batch = 64; digits, 10 test images"
     assert made.header[0][3:] == ("linf-0.1", "linf-0.1", "linf-0.2")
     assert [row[4:] for row in made.rows] == [("50.0", "30.0", "40.0")] * 2
-    assert reporting.markdown([made]) == reporting.markdown(sweep.table("rocl-digits", ran))  # type: ignore[arg-type]
+    assert markdown([made]) == markdown(sweep.table("rocl-digits", ran))  # type: ignore[arg-type]
 
 
 def test_published_figures_of_the_settings_stand_beside() -> None:
