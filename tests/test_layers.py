@@ -24,9 +24,9 @@ LAYERS = (
     ("files", "spec", "registry", "provenance", "protocols"),
     (
         *("noise", "geometry", "losses", "door", "augment", "data", "models", "recipe", "results", "optimiser"),
-        *("convex", "probe", "suite", "inference", "smoothed"),
+        *("convex", "probe", "suite", "inference", "smoothed", "meter"),
     ),
-    ("attacks", "reporting", "comparison", "listing"),
+    ("attacks", "reporting", "comparison", "listing", "verification", "showing", "cost"),
     ("methods",),
     ("checkpoint", "run", "verdict", "training", "evaluation", "testing", "demo", "sweep"),
     ("terminal", "cli"),
@@ -49,6 +49,9 @@ LIGHT = (
     "reporting",
     "comparison",
     "listing",
+    "verification",
+    "showing",
+    "cost",
 )
 
 
