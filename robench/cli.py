@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import traceback as tracebacks
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -394,6 +394,34 @@ def report(form: str, table: str, dataset: str | None, results: Path, out: Path 
         if not records:
             raise UsageError(f"--dataset {dataset} leaves none of the results; there are some on {', '.join(known)}")
     _print(records, form, table, out)
+    if out is not None:
+        from robench.verification import remember
+
+        remember(results, out, {"form": form, "table": table, "dataset": dataset})
+
+
+@cli.command(short_help="Check results, and that tables follow from them.")
+@click.argument("results", type=click.Path(path_type=Path), default="results")
+@click.option("--check", is_flag=True, help="Make the tables of RESULTS/tables.json again and compare every byte.")
+@click.option("--checkpoints", type=click.Path(path_type=Path), help="Compare weights there with what records name.")
+def verify(results: Path, check: bool, checkpoints: Path | None) -> None:
+    """Check every record in RESULTS: digest, key, bits, norms; list failures, flags and cells that are missing.
+
+    Tables that `robench report --out RESULTS/NAME` wrote are listed in RESULTS/tables.json. Exit code 1 when anything is
+    wrong; a missing cell is not.
+    """
+    from robench import reporting, verification
+
+    def render(records: Sequence[Result | Failure], options: Mapping[str, str | None]) -> str:
+        kept = [r for r in records if options["dataset"] in (None, r.subject.dataset)]
+        return _text(kept, options["form"] or "markdown", options["table"] or "all", file=True)
+
+    checks, records = verification.verify(results, checkpoints)
+    if check:
+        checks.append(verification.rederive(results, records, render))
+    click.echo(reporting.markdown(verification.tables(checks)), nl=False)
+    if any(each.wrong for each in checks):
+        raise SystemExit(1)
 
 
 @cli.command("list")
@@ -596,8 +624,18 @@ def _finish(told: Sequence[tuple[Result | Failure, bool]], results: Path) -> Non
 
 def _print(records: Sequence[Result | Failure], form: str, table: str, out: Path | None) -> None:
     """Render records to stdout or a file."""
-    from robench import comparison, reporting, terminal
     from robench.files import write
+
+    text = _text(records, form, table, file=out is not None)
+    if out is not None:
+        write(out, text.encode())
+    else:
+        click.echo(text, nl=False)
+
+
+def _text(records: Sequence[Result | Failure], form: str, table: str, *, file: bool) -> str:
+    """What a report says, as text."""
+    from robench import comparison, reporting, terminal
 
     if form == "csv" and table in SUITES:
         text = comparison.csv(records, SUITES[table])
@@ -607,11 +645,8 @@ def _print(records: Sequence[Result | Failure], form: str, table: str, out: Path
         raise UsageError("--table cells is for --format csv")
     else:
         made = comparison.tables(records, SUITES[table]) if table in SUITES else reporting.tables(records, table)
-        text = reporting.markdown(made) if form == "markdown" else terminal.text(made, file=out is not None)
-    if out is not None:
-        write(out, text.encode())
-    else:
-        click.echo(text, nl=False)
+        text = reporting.markdown(made) if form == "markdown" else terminal.text(made, file=file)
+    return text
 
 
 def _show(made: Sequence[Table], form: str) -> None:
