@@ -192,6 +192,21 @@ def open_checkpoint(text: str, root: Path) -> Checkpoint:
         ) from None
 
 
+def at_hand(sha256: str, root: Path) -> Checkpoint:
+    """The checkpoint with these weights.
+
+    Raises:
+        CheckpointError: if no run under `root` has it.
+    """
+    for folder in runs(root):
+        for kind in ("best", "last"):
+            if (folder / f"{kind}.json").is_file():
+                found = open_checkpoint(f"{folder}@{kind}", root)
+                if found.sha256 == sha256:
+                    return found
+    raise CheckpointError(f"no checkpoint in {root} has the weights {sha256}: restore it there, or name --checkpoints")
+
+
 def runs(root: Path) -> list[Path]:
     """The folders under `root` that hold a finished checkpoint, by name."""
     if not root.is_dir():

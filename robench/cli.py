@@ -424,6 +424,64 @@ def verify(results: Path, check: bool, checkpoints: Path | None) -> None:
         raise SystemExit(1)
 
 
+@cli.command(short_help="Explain one result.")
+@click.argument("cell")
+@click.option("--images", type=click.IntRange(min=1), metavar="N", help="Draw the first N broken images; needs --out.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="The PNG to write.")
+@_device
+@_threads
+@_data
+@_checkpoints
+@_results
+def show(
+    cell: str,
+    images: int | None,
+    out: Path | None,
+    device: str,
+    threads: int | None,
+    data_root: Path,
+    checkpoints: Path,
+    results: Path,
+) -> None:
+    """Explain one CELL in words: a key, its beginning, or the path of a record.
+
+    With --images the attack is run again on the first broken images and a PNG shows each clean, adversarial, and the
+    difference amplified. Exit code 1 when an image is not broken again.
+    """
+    from robench import showing
+    from robench.results import Failure
+
+    if (images is None) != (out is None):
+        raise UsageError("--images N and --out FILE.png go together")
+    record = showing.find(results, cell)
+    click.echo(showing.words(record), nl=False)
+    if images is None or out is None:
+        return
+    if isinstance(record, Failure) or not showing.broken(record):
+        raise UsageError("this cell has no broken images to draw")
+    _draw(record, images, out, _torch_device(device, threads), data_root, checkpoints)
+
+
+def _draw(record: Result, count: int, out: Path, device: torch.device, data_root: Path, root: Path) -> None:
+    """Write the pictures of a record, and say whether they are what it says."""
+    from robench import pictures
+    from robench.checkpoint import at_hand
+    from robench.evaluation import Engine
+    from robench.files import write
+    from robench.terminal import say
+
+    parts = record.cell.source.split("+") if record.cell.source else []
+    checkpoint, *sources = [at_hand(sha256, root) for sha256 in (record.cell.checkpoint, *parts)]
+    loaded = Engine(device, data_root).images(record.subject.dataset, record.cell.count)
+    clean, adv, numbers, left = pictures.again(record, checkpoint, sources, loaded, count)
+    write(out, pictures.grid(clean, adv))
+    say(f"{out}: images {', '.join(map(str, numbers))}, from top; clean, adversarial, difference amplified")
+    if left:
+        say(f"NOT broken again: {', '.join(map(str, left))}; another device or version can do that, or a wrong record")
+        raise SystemExit(1)
+    say("all of them are broken again, as the record says")
+
+
 @cli.command("list")
 @click.argument("what", type=Choice(["methods", "attacks", "datasets", "models", "recipes", "results", "suites"]))
 @click.option("--format", "form", type=Choice(["terminal", "markdown"]), default="terminal", show_default=True)

@@ -28,7 +28,7 @@ LAYERS = (
     ),
     ("attacks", "reporting", "comparison", "listing", "verification", "showing", "cost"),
     ("methods",),
-    ("checkpoint", "run", "verdict", "training", "evaluation", "testing", "demo", "sweep"),
+    ("checkpoint", "run", "verdict", "training", "evaluation", "testing", "demo", "sweep", "pictures"),
     ("terminal", "cli"),
     ("__main__",),
 )
