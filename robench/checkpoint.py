@@ -39,6 +39,9 @@ class Checkpoint:
         sha256: of the weights file.
         metrics: the figures of its epoch, on the validation split.
         provenance: where it came from.
+        cost: of each stage so far, those of the encoder it started from first: `seconds` of wall time on the device,
+            `images` that gradient steps were taken on, `peak_memory` in bytes and `joules` where the device counts them.
+            Work that an interruption lost is not in it. Empty in checkpoints of before it was measured.
     """
 
     folder: Path
@@ -52,6 +55,7 @@ class Checkpoint:
     sha256: str
     metrics: Mapping[str, float]
     provenance: Mapping[str, Any]
+    cost: tuple[Mapping[str, float], ...] = ()
 
     @property
     def name(self) -> str:

@@ -375,16 +375,20 @@ def sweep(
 @click.option("--format", "form", type=Choice(["terminal", "markdown", "csv"]), default="terminal", show_default=True)
 @click.option(
     "--table",
-    type=Choice(["all", "white-box", "transfer", "cells", *SUITES]),
+    type=Choice(["all", "white-box", "transfer", "cells", "cost", *SUITES]),
     default="all",
     show_default=True,
     help="A suite's table has ours beside the published. CSV holds one table: `cells` (a row per result) unless named.",
 )
 @click.option("--dataset", help="Only results on this data set.")
 @_results
+@_checkpoints
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write to a file instead of stdout.")
-def report(form: str, table: str, dataset: str | None, results: Path, out: Path | None) -> None:
-    """Print the tables of everything in results/: a pure function of the files there."""
+def report(form: str, table: str, dataset: str | None, results: Path, checkpoints: Path, out: Path | None) -> None:
+    """Print the tables of everything in results/: a pure function of the files there.
+
+    The table `cost` also reads what training cost, from the checkpoints.
+    """
     from robench.results import Store
 
     records = list(Store(results).records())
@@ -393,8 +397,8 @@ def report(form: str, table: str, dataset: str | None, results: Path, out: Path 
         records = [record for record in records if record.subject.dataset == dataset]
         if not records:
             raise UsageError(f"--dataset {dataset} leaves none of the results; there are some on {', '.join(known)}")
-    _print(records, form, table, out)
-    if out is not None:
+    _print(records, form, table, out, checkpoints)
+    if out is not None and table != "cost":  # which depends on more than the results
         from robench.verification import remember
 
         remember(results, out, {"form": form, "table": table, "dataset": dataset})
@@ -680,27 +684,36 @@ def _finish(told: Sequence[tuple[Result | Failure, bool]], results: Path) -> Non
         raise SystemExit(1)
 
 
-def _print(records: Sequence[Result | Failure], form: str, table: str, out: Path | None) -> None:
+def _print(
+    records: Sequence[Result | Failure], form: str, table: str, out: Path | None, checkpoints: Path | None = None
+) -> None:
     """Render records to stdout or a file."""
     from robench.files import write
 
-    text = _text(records, form, table, file=out is not None)
+    text = _text(records, form, table, file=out is not None, checkpoints=checkpoints)
     if out is not None:
         write(out, text.encode())
     else:
         click.echo(text, nl=False)
 
 
-def _text(records: Sequence[Result | Failure], form: str, table: str, *, file: bool) -> str:
+def _text(
+    records: Sequence[Result | Failure], form: str, table: str, *, file: bool, checkpoints: Path | None = None
+) -> str:
     """What a report says, as text."""
-    from robench import comparison, reporting, terminal
+    from robench import comparison, cost, reporting, terminal
 
     if form == "csv" and table in SUITES:
         text = comparison.csv(records, SUITES[table])
+    elif form == "csv" and table == "cost":
+        text = cost.csv(records, cost.trained(checkpoints or Path("checkpoints")))
     elif form == "csv":
         text = reporting.csv(records, "cells" if table == "all" else table)
     elif table == "cells":
         raise UsageError("--table cells is for --format csv")
+    elif table == "cost":
+        spent = cost.tables(records, cost.trained(checkpoints or Path("checkpoints")))
+        text = reporting.markdown(spent) if form == "markdown" else terminal.text(spent, file=file)
     else:
         made = comparison.tables(records, SUITES[table]) if table in SUITES else reporting.tables(records, table)
         text = reporting.markdown(made) if form == "markdown" else terminal.text(made, file=file)
