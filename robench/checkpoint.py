@@ -39,6 +39,9 @@ class Checkpoint:
         sha256: of the weights file.
         metrics: the figures of its epoch, on the validation split.
         provenance: where it came from.
+        cost: of each stage so far, those of the encoder it started from first: `seconds` of wall time on the device,
+            `images` that gradient steps were taken on, `peak_memory` in bytes and `joules` where the device counts them.
+            Work that an interruption lost is not in it. Empty in checkpoints of before it was measured.
     """
 
     folder: Path
@@ -52,6 +55,7 @@ class Checkpoint:
     sha256: str
     metrics: Mapping[str, float]
     provenance: Mapping[str, Any]
+    cost: tuple[Mapping[str, float], ...] = ()
 
     @property
     def name(self) -> str:
@@ -190,6 +194,21 @@ def open_checkpoint(text: str, root: Path) -> Checkpoint:
         raise CheckpointError(
             f"{path} is damaged ({type(error).__name__}: {error}); restore it or train it again"
         ) from None
+
+
+def at_hand(sha256: str, root: Path) -> Checkpoint:
+    """The checkpoint with these weights.
+
+    Raises:
+        CheckpointError: if no run under `root` has it.
+    """
+    for folder in runs(root):
+        for kind in ("best", "last"):
+            if (folder / f"{kind}.json").is_file():
+                found = open_checkpoint(f"{folder}@{kind}", root)
+                if found.sha256 == sha256:
+                    return found
+    raise CheckpointError(f"no checkpoint in {root} has the weights {sha256}: restore it there, or name --checkpoints")
 
 
 def runs(root: Path) -> list[Path]:

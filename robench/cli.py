@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import traceback as tracebacks
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -382,7 +382,7 @@ def sweep(
 )
 @click.option(
     "--table",
-    type=Choice(["all", "white-box", "transfer", "cells", *SUITES]),
+    type=Choice(["all", "white-box", "transfer", "cells", "cost", *SUITES]),
     default="all",
     show_default=True,
     help="A suite's table has ours beside the published. CSV holds one table: `cells` (a row per result) unless named.",
@@ -393,15 +393,22 @@ def sweep(
 @click.option(
     "--checkpoints",
     type=click.Path(path_type=Path),
-    help="For --format html: add the training curves of the runs there.",
+    help="For --format html: add the training curves of the runs there. For --table cost: where those are.",
 )
 def report(
     form: str, table: str, dataset: str | None, results: Path, out: Path | None, checkpoints: Path | None
 ) -> None:
-    """Print the tables of everything in results/: a pure function of the files there."""
-    if checkpoints and form != "html":
-        raise UsageError(f"--checkpoints adds training curves to --format html; --format {form} has no figures")
+    """Print the tables of everything in results/: a pure function of the files there.
+
+    The table `cost` also reads what training cost, from the checkpoints.
+    """
+    if checkpoints and form != "html" and table != "cost":
+        raise UsageError(f"--checkpoints is for --format html or --table cost; --format {form} has no figures")
     _print(_records(results, dataset), form, table, out, checkpoints)
+    if out is not None and table != "cost" and not checkpoints:  # which depend on more than the results
+        from robench.verification import remember
+
+        remember(results, out, {"form": form, "table": table, "dataset": dataset})
 
 
 @cli.command(short_help="Draw results/: curves, transfer, union, cost.")
@@ -442,6 +449,89 @@ def plot(kind: str, dataset: str | None, results: Path, checkpoints: Path, out: 
     elif not (drawn := training(checkpoints)):
         raise UsageError(f"no run in {checkpoints} has logged an epoch: robench train rocl, or robench demo")
     write(out, draw(drawn, form))
+
+
+@cli.command(short_help="Check results, and that tables follow from them.")
+@click.argument("results", type=click.Path(path_type=Path), default="results")
+@click.option("--check", is_flag=True, help="Make the tables of RESULTS/tables.json again and compare every byte.")
+@click.option("--checkpoints", type=click.Path(path_type=Path), help="Compare weights there with what records name.")
+def verify(results: Path, check: bool, checkpoints: Path | None) -> None:
+    """Check every record in RESULTS: digest, key, bits, norms; list failures, flags and cells that are missing.
+
+    Tables that `robench report --out RESULTS/NAME` wrote are listed in RESULTS/tables.json. Exit code 1 when anything is
+    wrong; a missing cell is not.
+    """
+    from robench import verification
+    from robench.rendering.markdown import markdown
+
+    def render(records: Sequence[Result | Failure], options: Mapping[str, str | None]) -> str:
+        kept = [r for r in records if options["dataset"] in (None, r.subject.dataset)]
+        return _text(kept, options["form"] or "markdown", options["table"] or "all", file=True)
+
+    checks, records = verification.verify(results, checkpoints)
+    if check:
+        checks.append(verification.rederive(results, records, render))
+    click.echo(markdown(verification.tables(checks)), nl=False)
+    if any(each.wrong for each in checks):
+        raise SystemExit(1)
+
+
+@cli.command(short_help="Explain one result.")
+@click.argument("cell")
+@click.option("--images", type=click.IntRange(min=1), metavar="N", help="Draw the first N broken images; needs --out.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="The PNG to write.")
+@_device
+@_threads
+@_data
+@_checkpoints
+@_results
+def show(
+    cell: str,
+    images: int | None,
+    out: Path | None,
+    device: str,
+    threads: int | None,
+    data_root: Path,
+    checkpoints: Path,
+    results: Path,
+) -> None:
+    """Explain one CELL in words: a key, its beginning, or the path of a record.
+
+    With --images the attack is run again on the first broken images and a PNG shows each clean, adversarial, and the
+    difference amplified. Exit code 1 when an image is not broken again.
+    """
+    from robench import showing
+    from robench.results import Failure
+
+    if (images is None) != (out is None):
+        raise UsageError("--images N and --out FILE.png go together")
+    record = showing.find(results, cell)
+    click.echo(showing.words(record), nl=False)
+    if images is None or out is None:
+        return
+    if isinstance(record, Failure) or not showing.broken(record):
+        raise UsageError("this cell has no broken images to draw")
+    _draw(record, images, out, _torch_device(device, threads), data_root, checkpoints)
+
+
+def _draw(record: Result, count: int, out: Path, device: torch.device, data_root: Path, root: Path) -> None:
+    """Write the pictures of a record, and say whether they are what it says."""
+    from robench import pictures
+    from robench.checkpoint import at_hand
+    from robench.evaluation import Engine
+    from robench.files import write
+    from robench.terminal import say
+
+    parts = record.cell.source.split("+") if record.cell.source else []
+    checkpoint, *sources = [at_hand(sha256, root) for sha256 in (record.cell.checkpoint, *parts)]
+    loaded = Engine(device, data_root).images(record.subject.dataset, record.cell.count)
+    clean, adv, numbers, left = pictures.again(record, checkpoint, sources, loaded, count)
+    write(out, pictures.grid(clean, adv))
+    say(f"{out}: images {', '.join(map(str, numbers))}, from top; clean, adversarial, difference amplified")
+    if left:
+        say(f"NOT broken again: {', '.join(map(str, left))}; another device or version can do that, or a wrong record")
+        raise SystemExit(1)
+    say("all of them are broken again, as the record says")
 
 
 @cli.command("list")
@@ -665,23 +755,9 @@ def _print(
     records: Sequence[Result | Failure], form: str, table: str, out: Path | None, checkpoints: Path | None = None
 ) -> None:
     """Render records to stdout or a file."""
-    from robench import comparison, reporting, terminal
     from robench.files import write
-    from robench.rendering.csv import csv
 
-    if form == "csv" and table in SUITES:
-        text = comparison.csv(records, SUITES[table])
-    elif form == "csv":
-        text = csv(records, "cells" if table == "all" else table)
-    elif table == "cells":
-        raise UsageError("--table cells is for --format csv")
-    else:
-        made = comparison.tables(records, SUITES[table]) if table in SUITES else reporting.tables(records, table)
-        text = (
-            _render(made, records, form, checkpoints)
-            if form != "terminal"
-            else terminal.text(made, file=out is not None)
-        )
+    text = _text(records, form, table, file=out is not None, checkpoints=checkpoints)
     if out is not None:
         write(out, text.encode())
     else:
@@ -703,6 +779,30 @@ def _render(made: Sequence[Table], records: Sequence[Result | Failure], form: st
     if form == "html":
         return html(made, figures(records) + (training(checkpoints) if checkpoints else []))
     return markdown(made)
+
+
+def _text(
+    records: Sequence[Result | Failure], form: str, table: str, *, file: bool, checkpoints: Path | None = None
+) -> str:
+    """What a report says, as text."""
+    from robench import comparison, cost, reporting, terminal
+    from robench.rendering.csv import csv
+
+    if form == "csv" and table in SUITES:
+        text = comparison.csv(records, SUITES[table])
+    elif form == "csv" and table == "cost":
+        text = cost.csv(records, cost.trained(checkpoints or Path("checkpoints")))
+    elif form == "csv":
+        text = csv(records, "cells" if table == "all" else table)
+    elif table == "cells":
+        raise UsageError("--table cells is for --format csv")
+    else:
+        if table == "cost":
+            made = cost.tables(records, cost.trained(checkpoints or Path("checkpoints")))
+        else:
+            made = comparison.tables(records, SUITES[table]) if table in SUITES else reporting.tables(records, table)
+        text = terminal.text(made, file=file) if form == "terminal" else _render(made, records, form, checkpoints)
+    return text
 
 
 def _show(made: Sequence[Table], form: str) -> None:

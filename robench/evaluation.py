@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from robench.data import Images, Split
 from robench.door import Door, Ensemble, frozen
 from robench.errors import AttackError, CheckpointError, UsageError
 from robench.inference import Inference
+from robench.meter import Meter
 from robench.models import Nets
 from robench.protocols import Attack, Monitor, Progress, unwatched
 from robench.provenance import provenance
@@ -190,7 +190,7 @@ class Engine:
         self, job: Job, done: float, total: float, subjects: tuple[Subject, Subject | None], about: dict[str, object]
     ) -> Result:
         images = self.images(job.dataset, job.cell.count)
-        began = time.perf_counter()
+        meter = Meter(self.device)
 
         reached = 0.0
 
@@ -212,7 +212,7 @@ class Engine:
         crafted = self._craft(job, images, clean, watch)
         with frozen(nets), verdict.guarded(job.cell.seed), verdict.exact():
             found = verdict.judge(door, job.attack, x, y, clean, crafted.adv, probe)
-        seconds = round(time.perf_counter() - began, 3)
+        cost = meter.read()
         notes = getattr(job.attack, "notes", lambda classes: ())(images.classes)
         if inference and not (inference.adaptive or job.source):
             notes = (*notes, "not adaptive: the attack does not climb through the augmentations")
@@ -224,7 +224,9 @@ class Engine:
             robust=tuple(found.robust.tolist()),
             largest=found.largest,
             norms=None if found.norms is None else tuple(map(_number, found.norms.tolist())),
-            seconds=seconds,
+            seconds=round(cost.seconds, 3),
+            peak_memory=cost.peak_memory,
+            joules=cost.joules,
             forwards=door.forwards + crafted.forwards,
             backwards=door.backwards + crafted.backwards,
             left={} if job.source else crafted.left,

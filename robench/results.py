@@ -18,7 +18,7 @@ from robench.inference import Inference
 from robench.spec import build, digest, plain
 from robench.threat import ThreatModel
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,8 @@ class Result:
         norms: of an attack that looks for the smallest perturbation, its norm for each image: 0 where the model is wrong
             anyway, None where none was found.
         left: how many images each member of an ensemble, in its order, left unbroken.
+        peak_memory: the most bytes of device memory that were in use at once; None where the device does not count them.
+        joules: what the device's own counter says it drew meanwhile, other work on it included; None without a counter.
     """
 
     cell: Cell
@@ -121,6 +123,8 @@ class Result:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     norms: tuple[float | None, ...] | None = None
     left: Mapping[str, int] = field(default_factory=dict)
+    peak_memory: int | None = None
+    joules: float | None = None
 
     @property
     def median_norm(self) -> float | None:
@@ -182,7 +186,7 @@ class Store:
             StoreError: if its file is damaged.
         """
         path = self.path(cell)
-        return _read(path) if path.is_file() else None
+        return read(path) if path.is_file() else None
 
     def put(self, record: Result | Failure) -> None:
         """Keep a record. A result replaces a failure; the same result may be put twice.
@@ -210,7 +214,7 @@ class Store:
         if not paths:
             raise StoreError(f"no results in {self.folder}: robench evaluate --attack pgd-20, or robench demo")
         for path in paths:
-            yield _read(path)
+            yield read(path)
 
 
 def _sealed(record: Result | Failure) -> dict[str, Any]:
@@ -222,14 +226,35 @@ def _sealed(record: Result | Failure) -> dict[str, Any]:
     return {**table, "digest": digest(table)}
 
 
-def _read(path: Path) -> Result | Failure:
+def migrated(table: Mapping[str, Any]) -> dict[str, Any]:
+    """A record's table in today's format, from any earlier one; what was not measured then is absent.
+
+    Raises:
+        ValueError: for a format that this version does not know.
+    """
+    found = dict(table)
+    if found["format"] == 1:  # before device memory and energy were measured
+        if found["kind"] == "result":
+            found |= {"peak_memory": None, "joules": None}
+        found["format"] = 2
+    if found["format"] != FORMAT:
+        raise ValueError(f"it has format {found['format']!r}, and this version of robench knows 1 to {FORMAT}")
+    return found
+
+
+def read(path: Path) -> Result | Failure:
+    """The record in a file.
+
+    Raises:
+        StoreError: if it is damaged, or not what its name says.
+    """
     try:
         table = json.loads(path.read_bytes())
         sealed = table.pop("digest")
         if digest(table) != sealed:
             raise ValueError("its content is not what was written: the digest differs")
-        if table.pop("format") != FORMAT:
-            raise ValueError("it was written by another version of robench")
+        table = migrated(table)
+        del table["format"]
         if table.pop("kind") == "failure":
             failure: Failure = build(Failure, table)
             record: Result | Failure = failure

@@ -24,6 +24,7 @@ from robench.checkpoint import Checkpoint
 from robench.data import Images, Split
 from robench.door import frozen
 from robench.errors import CheckpointError, TrainingError, UsageError
+from robench.meter import Cost, Meter
 from robench.methods import method_for
 from robench.models import Nets
 from robench.noise import ImageGenerator, seed_of
@@ -41,13 +42,14 @@ FULL = "full stage here"  # the progress value that tells how long a smoke run's
 
 @dataclass
 class _State:
-    """Where a run is, as it is saved: the stage, the epochs finished in it, the best epoch's score, its pseudo-labels."""
+    """Where a run is, as it is saved: stage, epochs finished in it, best score, pseudo-labels, the cost of stages."""
 
     stage: int = 0
     epoch: int = 0
     best: float = -1.0
     log: list[dict[str, Any]] = field(default_factory=list)
     pseudo: Tensor | None = None
+    cost: list[dict[str, float]] = field(default_factory=list)
 
 
 def train(run: Run, *, resume: bool = False, monitor: Monitor = unwatched) -> Checkpoint:
@@ -276,6 +278,7 @@ def _run_stage(
         (run.folder / "best.json").unlink(missing_ok=True)
     saved = time.monotonic()
     while state.epoch < epochs:
+        meter = Meter(run.device)
         if getattr(method, "exact", False):
             means = _solve(run, nets, stage, method, kept, state, monitor)
         else:
@@ -287,6 +290,7 @@ def _run_stage(
             row |= validate(nets, held, run.recipe.threat if method.select == "robust" else None, seed=run.seed)
         if held is not None and "head" not in method.trains and _due(stage, state.epoch, last):
             row |= probe(nets, few.take(slice(8 * len(held))) if run.steps else few, held)
+        _spend(state, meter.read(), _images_an_epoch(run, stage, method, kept))
         state.log.append(row)
         reached = Checkpoint(
             folder=run.folder,
@@ -300,6 +304,7 @@ def _run_stage(
             sha256="",
             metrics={key: value for key, value in row.items() if isinstance(value, float)},
             provenance=provenance(str(run.device), torch.get_num_threads()),
+            cost=(*_before(run), *state.cost),
         )
         score = row.get(f"validation {method.select}", None)
         if score is not None and score > state.best:
@@ -312,6 +317,36 @@ def _run_stage(
             files.write(run.folder / "metrics.jsonl", lines.encode())
             _save_state(run, nets, optimiser, state)
             saved = time.monotonic()
+
+
+def _before(run: Run) -> tuple[Mapping[str, float], ...]:
+    """What the encoder that a run starts from has cost; a stage whose cost nobody knows makes the sum unknown too."""
+    if run.encoder is None:
+        return ()
+    return run.encoder.cost or ({},)
+
+
+def _images_an_epoch(run: Run, stage: Stage, method: Method, kept: Images) -> int:
+    """How many images an epoch takes gradient steps on, or solves for."""
+    if getattr(method, "exact", False):
+        return min(len(kept), run.steps * stage.batch) if run.steps else len(kept)
+    batch = min(stage.batch, len(kept))
+    return batch * min(len(kept) // batch, run.steps or len(kept))
+
+
+def _spend(state: _State, cost: Cost, images: int) -> None:
+    """Add an epoch, its validation included, to the cost of its stage."""
+    while len(state.cost) <= state.stage:
+        state.cost.append({} if len(state.cost) < state.stage or state.epoch > 1 else {"seconds": 0.0, "images": 0.0})
+    total = state.cost[state.stage]
+    if not total:  # its first epochs were run by a version that did not measure
+        return
+    total["seconds"] = round(total["seconds"] + cost.seconds, 3)
+    total["images"] += images
+    if cost.peak_memory is not None:
+        total["peak_memory"] = max(total.get("peak_memory", 0.0), float(cost.peak_memory))
+    if cost.joules is not None:
+        total["joules"] = total.get("joules", 0.0) + cost.joules
 
 
 def _due(stage: Stage, epoch: int, last: bool) -> bool:
@@ -464,6 +499,7 @@ def _save_state(run: Run, nets: Nets, optimiser: torch.optim.Optimizer, state: _
             "epoch": state.epoch,
             "best": state.best,
             "log": json.dumps(state.log),
+            "cost": json.dumps(state.cost),
             "nets": nets.state_dict(),
             "optimiser": optimiser.state_dict(),
             "pseudo": state.pseudo,
@@ -483,7 +519,14 @@ def _restored(run: Run, nets: Nets, images: Images) -> tuple[_State, dict[str, A
     if hashlib.sha256(content[32:]).digest() != content[:32]:
         raise CheckpointError(f"{path} is damaged; delete it to train from the beginning")
     saved = torch.load(io.BytesIO(content[32:]), map_location=run.device, weights_only=True)
-    state = _State(saved["stage"], saved["epoch"], saved["best"], json.loads(saved["log"]), saved.get("pseudo"))
+    state = _State(
+        stage=saved["stage"],
+        epoch=saved["epoch"],
+        best=saved["best"],
+        log=json.loads(saved["log"]),
+        pseudo=saved.get("pseudo"),
+        cost=json.loads(saved.get("cost", "[]")),
+    )
     grown = checkpoint.nets_after(run.recipe, state.stage + 1, images.classes, images.shape)
     for name, part in grown.parts.items():
         nets.parts[name] = part.to(run.device)

@@ -24,11 +24,11 @@ LAYERS = (
     ("files", "spec", "registry", "provenance", "protocols"),
     (
         *("noise", "geometry", "losses", "door", "augment", "data", "models", "recipe", "results", "optimiser"),
-        *("convex", "probe", "suite", "inference", "smoothed", "unlabelled"),
+        *("convex", "probe", "suite", "inference", "smoothed", "unlabelled", "meter"),
     ),
-    ("attacks", "reporting", "figures", "rendering", "comparison", "listing"),
+    ("attacks", "reporting", "figures", "rendering", "comparison", "listing", "verification", "showing", "cost"),
     ("methods",),
-    ("checkpoint", "run", "verdict", "training", "evaluation", "testing", "demo", "sweep"),
+    ("checkpoint", "run", "verdict", "training", "evaluation", "testing", "demo", "sweep", "pictures"),
     ("terminal", "cli"),
     ("__main__",),
 )
@@ -51,6 +51,9 @@ LIGHT = (
     *(f"rendering.{name}" for name in ("markdown", "csv", "latex", "json", "html", "drawing")),
     "comparison",
     "listing",
+    "verification",
+    "showing",
+    "cost",
 )
 
 

@@ -5,6 +5,8 @@ import errno
 import json
 import multiprocessing
 import os
+import re
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
@@ -19,6 +21,7 @@ from robench import files
 from robench.errors import StoreError
 from robench.inference import Inference
 from robench.results import Cell, Failure, Result, Store, Subject, column, pack, safe, unpack
+from robench.spec import digest
 from robench.threat import Norm, ThreatModel
 
 LINF = ThreatModel.parse("linf-8/255")
@@ -378,3 +381,37 @@ def test_a_safe_name_is_one_line_that_can_be_seen(text: str) -> None:
 
 def test_a_harmless_name_stays_as_it_is() -> None:
     assert safe("rocl-größe 数字 [x]_y.z@last") == "rocl-größe 数字 [x]_y.z@last"
+
+
+# formats and copies
+
+
+def test_a_record_of_the_first_format_opens_as_it_was() -> None:
+    # the committed file was written by the version before memory and energy were measured
+    (old,) = Store(Path(__file__).parent / "golden" / "store-format-1").records()
+    assert replace(old, provenance=result().provenance) == result()
+    assert isinstance(old, Result)
+    assert (old.peak_memory, old.joules) == (None, None)
+
+
+@pytest.mark.parametrize("number", [0, 3, "2", None])
+def test_an_unknown_format_is_named(tmp_path: Path, number: object) -> None:
+    store = Store(tmp_path)
+    store.put(result())
+    table = json.loads(store.path(CELL).read_bytes())
+    del table["digest"]
+    table["format"] = number
+    store.path(CELL).write_text(json.dumps({**table, "digest": digest(table)}))
+    with pytest.raises(StoreError, match=re.escape(repr(number))):
+        list(store.records())
+
+
+def test_stores_merge_by_copying_their_files_together(tmp_path: Path) -> None:
+    cells = [replace(CELL, seed=seed) for seed in range(4)]
+    one, two = Store(tmp_path / "one"), Store(tmp_path / "two")
+    for store, part in ((one, cells[:3]), (two, cells[2:])):
+        for cell in part:
+            store.put(result(cell))
+    shutil.copytree(two.folder, one.folder, dirs_exist_ok=True)
+    assert {record.cell.key for record in one.records()} == {cell.key for cell in cells}
+    assert all(one.get(cell) == result(cell) for cell in cells)

@@ -1,0 +1,66 @@
+"""What work on a device costs: wall time, peak memory, and energy where the device has a counter."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What some work took.
+
+    Attributes:
+        seconds: of wall time.
+        peak_memory: the most bytes that tensors held on the device at once; None on a device that does not count them. The
+            peak of a whole process is no substitute, since it never falls and so belongs to no single piece of work.
+        joules: the difference of the board's energy counter, so other work on the same board counts too; None without one.
+    """
+
+    seconds: float
+    peak_memory: int | None
+    joules: float | None
+
+
+class Meter:
+    """Begins to measure when made.
+
+    Args:
+        device: where the work happens.
+        counter: reads millijoules; by default NVML's for the device, where `pynvml` is installed and the board has one.
+    """
+
+    def __init__(self, device: torch.device, counter: Callable[[], int] | None = None) -> None:
+        self.device = device
+        self._counter = counter or _counter(device)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        self._energy = self._counter() if self._counter else 0
+        self._began = time.perf_counter()
+
+    def read(self) -> Cost:
+        """What was spent since the start; waits until the device is done."""
+        peak = None
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            peak = int(torch.cuda.max_memory_allocated(self.device))
+        seconds = time.perf_counter() - self._began
+        return Cost(seconds, peak, (self._counter() - self._energy) / 1000 if self._counter else None)
+
+
+def _counter(device: torch.device) -> Callable[[], int] | None:
+    """The energy counter of a device, in millijoules since its driver was loaded, or None."""
+    if device.type != "cuda":
+        return None
+    with contextlib.suppress(Exception):  # no package, no driver library, or a board without a counter: not measured
+        import pynvml  # type: ignore[import-not-found, import-untyped, unused-ignore]
+
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+        pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+        return lambda: int(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle))
+    return None

@@ -1,0 +1,127 @@
+"""One record in words: what was attacked by what, what came out, what it cost, and how to repeat it. No torch here."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from robench.errors import StoreError, UsageError, nearest
+from robench.reporting import accuracy
+from robench.results import Cell, Failure, Result, Subject, named, read, safe
+
+
+def find(folder: Path, text: str) -> Result | Failure:
+    """The record that a path, a key or the beginning of a key names.
+
+    Args:
+        folder: of the results.
+        text: what names it.
+
+    Raises:
+        UsageError: if nothing has that name, or several have.
+        StoreError: if the record is damaged.
+    """
+    if Path(text).suffix == ".json":
+        if not Path(text).is_file():
+            raise UsageError(
+                f"there is no record {text}: name a key or its beginning, as robench list results shows it"
+            )
+        return read(Path(text))
+    paths = {path.stem: path for path in sorted((folder / "cells").glob("*.json"))}
+    if not paths:
+        raise StoreError(f"no results in {folder}: robench evaluate --attack pgd-20, or robench demo")
+    found = [key for key in paths if key.startswith(text)]
+    if len(found) > 1:
+        listed = ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
+        raise UsageError(f"{text!r} begins {len(found)} keys: {listed}. Name more of one")
+    if not found:
+        match = nearest(text, paths)
+        guess = f" Did you mean {match}?" if match else ""
+        raise UsageError(
+            f"no cell in {folder} begins {text!r}.{guess} ({len(paths)} cells: robench report --format csv)"
+        )
+    return read(paths[found[0]])
+
+
+def broken(result: Result) -> list[int]:
+    """The numbers of the images that were right when clean and were fooled."""
+    return [
+        i for i, (clean, robust) in enumerate(zip(result.clean, result.robust, strict=True)) if clean and not robust
+    ]
+
+
+def words(record: Result | Failure) -> str:
+    """A record, explained line by line; names cannot act in a terminal."""
+    lines = [*_asked(record), *(_came(record) if isinstance(record, Result) else [("failed", record.reason)])]
+    about = record.provenance
+    lines += [("made by", ", ".join(f"{k} {v}" for k, v in sorted(about.items()) if k not in ("command", "time")))]
+    lines += [("at", str(about["time"]))] if "time" in about else []
+    if isinstance(about.get("command"), list):
+        lines.append(("by the command", shlex.join(map(str, about["command"]))))
+    lines.append(("to repeat it", command(record)))
+    width = max(len(name) for name, _ in lines)
+    return "".join(f"{name.ljust(width)}  {safe(text)}\n" for name, text in lines)
+
+
+def command(record: Result | Failure) -> str:
+    """The command that evaluates this one cell again, into a folder of its own."""
+    cell, subject = record.cell, record.subject
+    parts = ["robench", "evaluate", subject.name, "--attack", cell.attack, "--threat", str(cell.threat)]
+    parts += ["--source", record.source.name] if record.source else []
+    parts += ["--dataset", subject.dataset, "--count", str(cell.count), "--seed", str(cell.seed)]
+    if cell.inference:
+        parts += ["--inference", "tsi", "--draws", str(cell.inference.draws), "--average", cell.inference.average]
+    return shlex.join([*parts, "--results", "again"])
+
+
+def _asked(record: Result | Failure) -> Iterator[tuple[str, str]]:
+    cell: Cell = record.cell
+    yield "cell", cell.key
+    yield "checkpoint", _who(record.subject)
+    if cell.inference:
+        look = ", ".join(f"{key} {value}" for key, value in sorted(cell.inference.augment.items()))
+        yield (
+            "answers as",
+            f"{named(record.subject, cell.inference)}: {cell.inference.average} over {cell.inference.draws} of {look}",
+        )
+    yield "attack", f"{cell.attack}, version {cell.version}, seed {cell.seed}"
+    yield "options", ", ".join(f"{key} {value}" for key, value in sorted(cell.options.items())) or "none"
+    yield "threat", f"{cell.threat}: perturbations of {cell.threat.norm.value} norm up to {cell.threat.eps:.6g}"
+    yield "crafted on", _who(record.source) if record.source else "the checkpoint itself (white-box)"
+    yield "images", f"the first {cell.count:,} test images of {record.subject.dataset}, digest {cell.data}"
+
+
+def _who(subject: Subject) -> str:
+    trained = f"against {subject.threat}" if subject.threat else "against no threat"
+    return (
+        f"{subject.name}, recipe {subject.recipe} ({subject.group}), trained {trained}, seed {subject.seed}, "
+        f"weights {subject.sha256}"
+    )
+
+
+def _came(result: Result) -> Iterator[tuple[str, str]]:
+    n, lost = result.cell.count, broken(result)
+    yield "clean accuracy", f"{accuracy([result.clean])} % ({sum(result.clean)} of {n})"
+    yield "robust accuracy", f"{accuracy([result.robust])} % ({sum(result.robust)} of {n}), an upper bound"
+    yield "largest found", f"{result.largest:.6g} of {result.cell.threat.eps:.6g}"
+    if result.median_norm is not None:
+        yield "median norm", f"{result.median_norm:.4g} of the smallest perturbation found"
+    if result.left:
+        yield "left unbroken by", ", ".join(f"{member} {count}" for member, count in result.left.items())
+    yield "cost", ", ".join(_cost(result))
+    for note in result.notes:
+        yield ("flag", note.removeprefix("flag: ")) if note.startswith("flag: ") else ("note", note)
+    yield "images broken", f"{len(lost)}: {' '.join(map(str, lost))}" if lost else "none"
+
+
+def _cost(result: Result) -> Iterator[str]:
+    yield f"{result.seconds:.1f} s"
+    yield f"{result.forwards:,} images forward"
+    yield f"{result.backwards:,} backward"
+    yield (
+        "peak memory not measured"
+        if result.peak_memory is None
+        else f"peak memory {result.peak_memory / 2**20:,.0f} MiB"
+    )
+    yield "energy not measured" if result.joules is None else f"{result.joules:,.0f} J"
