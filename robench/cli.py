@@ -396,6 +396,55 @@ def report(form: str, table: str, dataset: str | None, results: Path, out: Path 
     _print(records, form, table, out)
 
 
+@cli.command(short_help="Look for signs of masked gradients: indicators G1 to G16.")
+@click.argument("checkpoint")
+@click.option("--threat", type=Threat(), help="By default what the checkpoint was trained against.")
+@click.option("--source", "sources", multiple=True, metavar="CHECKPOINT", help="A surrogate for transfer. May repeat.")
+@click.option("--count", type=click.IntRange(min=1), help="The first COUNT test images; 256 by default, if there are.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
+@click.option("--format", "form", type=Choice(["terminal", "markdown"]), default="terminal", show_default=True)
+@_device
+@_threads
+@_data
+@_checkpoints
+@_results
+def diagnose(
+    checkpoint: str,
+    threat: ThreatModel | None,
+    sources: Sequence[str],
+    count: int | None,
+    seed: int,
+    form: str,
+    device: str,
+    threads: int | None,
+    data_root: Path,
+    checkpoints: Path,
+    results: Path,
+) -> None:
+    """Look for signs that the attacks on a CHECKPOINT fail for a reason other than robustness.
+
+    Passing every indicator does not prove robustness. Exit code 1 when one fails.
+    """
+    from robench import diagnosis
+    from robench.checkpoint import open_checkpoint
+    from robench.files import check_writable
+
+    check_writable(results)
+
+    from robench.evaluation import Engine, diagnosed
+
+    engine = Engine(_torch_device(device, threads), data_root)
+    others = [open_checkpoint(text, checkpoints) for text in sources]
+    made = diagnosed(
+        engine, open_checkpoint(checkpoint, checkpoints), threat=threat, sources=others, count=count, seed=seed
+    )
+    path = diagnosis.put(made, results)
+    _show([diagnosis.table(made)], form)
+    click.echo(f"stored: {path}", err=True)
+    if made.failed:
+        raise SystemExit(1)
+
+
 @cli.command("list")
 @click.argument("what", type=Choice(["methods", "attacks", "datasets", "models", "recipes", "results", "suites"]))
 @click.option("--format", "form", type=Choice(["terminal", "markdown"]), default="terminal", show_default=True)
