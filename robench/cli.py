@@ -393,7 +393,7 @@ def report(form: str, table: str, dataset: str | None, results: Path, out: Path 
         records = [record for record in records if record.subject.dataset == dataset]
         if not records:
             raise UsageError(f"--dataset {dataset} leaves none of the results; there are some on {', '.join(known)}")
-    _print(records, form, table, out)
+    _print(records, form, table, out, results)
 
 
 @cli.command(short_help="Look for signs of masked gradients: indicators G1 to G16.")

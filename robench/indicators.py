@@ -259,20 +259,21 @@ class _Path(nn.Module):
         return logits
 
 
-def _path(case: Case) -> tuple[_Path, Tensor]:
-    """PGD-20 watched, in one batch so that places are images."""
-    watched = _Path(case)
-    whole = replace(case, model=watched, batch=len(case.y))
-    adv = verdict.craft(
-        Door(watched, case.classes, len(case.y)), PGD(case.threat), case.x, case.y,
-        torch.ones_like(case.y, dtype=torch.bool), ids=torch.arange(len(case.y), device=case.y.device), seed=whole.seed,
-    ).adv  # fmt: skip
-    return watched, case.margins(adv) > 0
+def _watched(case: Case, steps: int) -> tuple[_Path, Tensor]:
+    """PGD, watched in one batch so that places are images, and what it broke, (n,)."""
+    watched, count = _Path(case), len(case.y)
+    every, ids = torch.ones_like(case.y, dtype=torch.bool), torch.arange(count, device=case.y.device)
+    door = Door(watched, case.classes, count)
+    crafted = verdict.craft(door, PGD(case.threat, steps=steps), case.x, case.y, every, ids=ids, seed=case.seed)
+    return watched, case.margins(crafted.adv) > 0
 
 
 def g5(case: Case) -> Row:
-    """PGD-20's running best loss, rescaled to [0, 1]: changes over 0.05 in the last 10 steps; Pintor et al. 2022."""
-    watched, broken = _path(case)
+    """PGD-100's running best loss, rescaled to [0, 1]: changes over 0.05 in the last 10 steps; Pintor et al. 2022.
+
+    Not PGD-20, of which ten steps are half the climb. It says that an attack is weak, not that a model is: suspect.
+    """
+    watched, broken = _watched(case, 100)
     best = torch.stack(watched.losses).cummax(0).values
     rise = (best[-1] - best[-11]) / (best[-1] - best[0]).clamp_min(1e-12)
     left = ~broken
@@ -282,7 +283,7 @@ def g5(case: Case) -> Row:
 
 def g7(case: Case) -> Row:
     """Whether PGD-20 passed a fooling image and returned one that does not fool; Pintor et al. 2022."""
-    watched, broken = _path(case)
+    watched, broken = _watched(case, 20)
     return _beyond("G7", case, int((watched.fooled & ~broken).sum()), 0.0, 1)
 
 
