@@ -481,7 +481,7 @@ def demo(checkpoints: Path, results: Path, device: str) -> None:
     say(f"robench {__version__}: {plan.SUMMARY}")
     with watched() as monitor:
         told = _tell(plan.run(checkpoints, results, _torch_device(device), monitor), quiet=True)
-    _print([record for record, _ in told], "terminal", "all", None)
+    _print([record for record, _ in told], "terminal", "all", None, results)
     say(f"checkpoints: {checkpoints}   results: {results}")
     say("next: robench report --format markdown, robench train rocl, robench evaluate --attack autoattack")
     _finish(told, results)
@@ -643,19 +643,26 @@ def _finish(told: Sequence[tuple[Result | Failure, bool]], results: Path) -> Non
         raise SystemExit(1)
 
 
-def _print(records: Sequence[Result | Failure], form: str, table: str, out: Path | None) -> None:
+def _print(
+    records: Sequence[Result | Failure], form: str, table: str, out: Path | None, results: Path | None = None
+) -> None:
     """Render records to stdout or a file."""
-    from robench import comparison, reporting, terminal
+    from robench import comparison, diagnosis, reporting, terminal
     from robench.files import write
 
+    diagnoses = diagnosis.records(results) if results else []
     if form == "csv" and table in SUITES:
         text = comparison.csv(records, SUITES[table])
     elif form == "csv":
-        text = reporting.csv(records, "cells" if table == "all" else table)
+        text = reporting.csv(records, "cells" if table == "all" else table, diagnoses)
     elif table == "cells":
         raise UsageError("--table cells is for --format csv")
     else:
-        made = comparison.tables(records, SUITES[table]) if table in SUITES else reporting.tables(records, table)
+        made = (
+            comparison.tables(records, SUITES[table])
+            if table in SUITES
+            else reporting.tables(records, table, diagnoses)
+        )
         text = reporting.markdown(made) if form == "markdown" else terminal.text(made, file=out is not None)
     if out is not None:
         write(out, text.encode())

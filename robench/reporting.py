@@ -473,7 +473,7 @@ def tidy(records: Iterable[Result | Failure]) -> pandas.DataFrame:
     return frame.sort_values(order, ascending=[True, False, *[True] * 8], ignore_index=True)
 
 
-def csv(records: Iterable[Result | Failure], which: str = "cells") -> str:
+def csv(records: Iterable[Result | Failure], which: str = "cells", diagnoses: Iterable[Diagnosis] = ()) -> str:
     """One CSV table: `cells` is tidy, a row per result; `white-box` and `transfer` are the wide tables."""
     import pandas
 
@@ -481,7 +481,7 @@ def csv(records: Iterable[Result | Failure], which: str = "cells") -> str:
         frame = tidy(records)
     else:
         frames = []
-        for table in tables([r for r in records if isinstance(r, Result)], which):
+        for table in tables([r for r in records if isinstance(r, Result)], which, diagnoses):
             made = pandas.DataFrame([row[1:] for row in table.rows], columns=_heads(table))
             made.insert(0, "group", [row[0] for row in table.rows], allow_duplicates=True)
             made.insert(0, "table", table.title, allow_duplicates=True)

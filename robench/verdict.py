@@ -195,7 +195,7 @@ def probe(model: nn.Module, x: Tensor, y: Tensor, classes: int, batch: int = 500
     if logits.min() >= -1e-3 * reach and (sums - level).abs().max() <= 2e-3 * level.abs() and reach > 0:
         found.append(("G15", "the model returns probabilities where logits are expected, which can hide gradients"))
     found += _gradients(door, x, y)
-    return Probe(False, tuple(f"flag: {text}" for _, text in found), tuple(found))
+    return Probe(False, tuple(dict.fromkeys(f"flag: {text}" for _, text in found)), tuple(found))
 
 
 def _first_pass(door: Door, x: Tensor) -> Tensor:
@@ -235,7 +235,7 @@ def _gradients(door: Door, x: Tensor, y: Tensor) -> list[tuple[str, str]]:
         notes.append(("G1", f"zero gradients for {flat} of {count} images; white-box attacks see nothing there"))
     if vanished > count / 100:
         text = f"logits so large that the gradient of cross-entropy rounds to zero for {vanished} of {count} images"
-        notes.append(("G15", text))
+        notes += [("G1", text), ("G15", text)]  # a zero gradient of cross-entropy, from saturated logits
     return notes
 
 
