@@ -438,8 +438,10 @@ def diagnose(
     made = diagnosed(
         engine, open_checkpoint(checkpoint, checkpoints), threat=threat, sources=others, count=count, seed=seed
     )
+    from robench.reporting import diagnosis_table
+
     path = diagnosis.put(made, results)
-    _show([diagnosis.table(made)], form)
+    _show([diagnosis_table(made)], form)
     click.echo(f"stored: {path}", err=True)
     if made.failed:
         raise SystemExit(1)

@@ -6,14 +6,10 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from robench.errors import StoreError
 from robench.files import sha256, write_json
-from robench.results import safe
-
-if TYPE_CHECKING:
-    from robench.reporting import Table
 
 Word = Literal["pass", "suspect", "fail", "not run"]
 FORMAT = 1
@@ -80,23 +76,6 @@ def unreliable(records: Iterable[Diagnosis]) -> dict[str, tuple[str, ...]]:
         if record.failed:
             found.setdefault(record.checkpoint, set()).update(record.failed)
     return {digest: tuple(sorted(ids, key=lambda name: int(name[1:]))) for digest, ids in found.items()}
-
-
-def table(record: Diagnosis) -> Table:
-    """A diagnosis as a table."""
-    from robench.reporting import ABSENT, Table
-
-    rows = tuple(
-        ("", r.id, r.name, ABSENT if r.measured is None else f"{r.measured:.3g}", r.verdict, r.reason, r.rule)
-        for r in record.rows
-    )
-    notes = (
-        f"On the {record.correct} of {record.count} images the model gets right; seed {record.seed}.",
-        "suspect: look closer, stronger attacks may find more; fail: the robust accuracy is unreliable.",
-        "Passing every indicator does not prove robustness; adaptive attacks are still needed.",
-    )
-    head = ("id", "indicator", "measured", "verdict", "seen", "fires when")
-    return Table(f"Diagnosis of {safe(record.name)} at {record.threat}", (head,), rows, notes)
 
 
 def put(record: Diagnosis, results: Path) -> Path:

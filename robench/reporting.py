@@ -176,6 +176,21 @@ def _white_box(results: Sequence[Result], where: str, diagnoses: Sequence[Diagno
     return Table(f"White-box accuracy, {where}", tuple(zip(*head, strict=True)), tuple(rows), tuple(notes))
 
 
+def diagnosis_table(record: Diagnosis) -> Table:
+    """A diagnosis as a table."""
+    rows = tuple(
+        ("", r.id, r.name, ABSENT if r.measured is None else f"{r.measured:.3g}", r.verdict, r.reason, r.rule)
+        for r in record.rows
+    )
+    notes = (
+        f"On the {record.correct} of {record.count} images the model gets right; seed {record.seed}.",
+        "suspect: look closer, stronger attacks may find more; fail: the robust accuracy is unreliable.",
+        "Passing every indicator does not prove robustness; adaptive attacks are still needed.",
+    )
+    head = ("id", "indicator", "measured", "verdict", "seen", "fires when")
+    return Table(f"Diagnosis of {safe(record.name)} at {record.threat}", (head,), rows, notes)
+
+
 def doubts(results: Iterable[Result], diagnoses: Iterable[Diagnosis] = ()) -> dict[str, tuple[str, ...]]:
     """Why the numbers of some checkpoints are unreliable, by digest; no ranking and no bold type may hold those.
 
