@@ -404,7 +404,7 @@ def report(
     """
     if checkpoints and form != "html" and table != "cost":
         raise UsageError(f"--checkpoints is for --format html or --table cost; --format {form} has no figures")
-    _print(_records(results, dataset), form, table, out, checkpoints)
+    _print(_records(results, dataset), form, table, out, results, checkpoints)
     if out is not None and table != "cost" and not checkpoints:  # which depend on more than the results
         from robench.verification import remember
 
@@ -466,7 +466,8 @@ def verify(results: Path, check: bool, checkpoints: Path | None) -> None:
 
     def render(records: Sequence[Result | Failure], options: Mapping[str, str | None]) -> str:
         kept = [r for r in records if options["dataset"] in (None, r.subject.dataset)]
-        return _text(kept, options["form"] or "markdown", options["table"] or "all", file=True)
+        form, table = options["form"] or "markdown", options["table"] or "all"
+        return _text(kept, form, table, file=True, results=results)
 
     checks, records = verification.verify(results, checkpoints)
     if check:
@@ -534,6 +535,57 @@ def _draw(record: Result, count: int, out: Path, device: torch.device, data_root
     say("all of them are broken again, as the record says")
 
 
+@cli.command(short_help="Look for signs of masked gradients: indicators G1 to G16.")
+@click.argument("checkpoint")
+@click.option("--threat", type=Threat(), help="By default what the checkpoint was trained against.")
+@click.option("--source", "sources", multiple=True, metavar="CHECKPOINT", help="A surrogate for transfer. May repeat.")
+@click.option("--count", type=click.IntRange(min=1), help="The first COUNT test images; 256 by default, if there are.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
+@click.option("--format", "form", type=Choice(["terminal", "markdown"]), default="terminal", show_default=True)
+@_device
+@_threads
+@_data
+@_checkpoints
+@_results
+def diagnose(
+    checkpoint: str,
+    threat: ThreatModel | None,
+    sources: Sequence[str],
+    count: int | None,
+    seed: int,
+    form: str,
+    device: str,
+    threads: int | None,
+    data_root: Path,
+    checkpoints: Path,
+    results: Path,
+) -> None:
+    """Look for signs that the attacks on a CHECKPOINT fail for a reason other than robustness.
+
+    Passing every indicator does not prove robustness. Exit code 1 when one fails.
+    """
+    from robench import diagnosis
+    from robench.checkpoint import open_checkpoint
+    from robench.files import check_writable
+
+    check_writable(results)
+
+    from robench.evaluation import Engine, diagnosed
+
+    engine = Engine(_torch_device(device, threads), data_root)
+    others = [open_checkpoint(text, checkpoints) for text in sources]
+    made = diagnosed(
+        engine, open_checkpoint(checkpoint, checkpoints), threat=threat, sources=others, count=count, seed=seed
+    )
+    from robench.reporting import diagnosis_table
+
+    path = diagnosis.put(made, results)
+    _show([diagnosis_table(made)], form)
+    click.echo(f"stored: {path}", err=True)
+    if made.failed:
+        raise SystemExit(1)
+
+
 @cli.command("list")
 @click.argument("what", type=Choice(["methods", "attacks", "datasets", "models", "recipes", "results", "suites"]))
 @click.option("--format", "form", type=Choice(["terminal", "markdown"]), default="terminal", show_default=True)
@@ -571,7 +623,7 @@ def demo(checkpoints: Path, results: Path, device: str) -> None:
     say(f"robench {__version__}: {plan.SUMMARY}")
     with watched() as monitor:
         told = _tell(plan.run(checkpoints, results, _torch_device(device), monitor), quiet=True)
-    _print([record for record, _ in told], "terminal", "all", None)
+    _print([record for record, _ in told], "terminal", "all", None, results)
     say(f"checkpoints: {checkpoints}   results: {results}")
     say("next: robench report --format markdown, robench train rocl, robench evaluate --attack autoattack")
     _finish(told, results)
@@ -752,12 +804,17 @@ def _records(results: Path, dataset: str | None) -> list[Result | Failure]:
 
 
 def _print(
-    records: Sequence[Result | Failure], form: str, table: str, out: Path | None, checkpoints: Path | None = None
+    records: Sequence[Result | Failure],
+    form: str,
+    table: str,
+    out: Path | None,
+    results: Path,
+    checkpoints: Path | None = None,
 ) -> None:
     """Render records to stdout or a file."""
     from robench.files import write
 
-    text = _text(records, form, table, file=out is not None, checkpoints=checkpoints)
+    text = _text(records, form, table, file=out is not None, results=results, checkpoints=checkpoints)
     if out is not None:
         write(out, text.encode())
     else:
@@ -782,10 +839,16 @@ def _render(made: Sequence[Table], records: Sequence[Result | Failure], form: st
 
 
 def _text(
-    records: Sequence[Result | Failure], form: str, table: str, *, file: bool, checkpoints: Path | None = None
+    records: Sequence[Result | Failure],
+    form: str,
+    table: str,
+    *,
+    file: bool,
+    results: Path,
+    checkpoints: Path | None = None,
 ) -> str:
     """What a report says, as text."""
-    from robench import comparison, cost, reporting, terminal
+    from robench import comparison, cost, diagnosis, reporting, terminal
     from robench.rendering.csv import csv
 
     if form == "csv" and table in SUITES:
@@ -793,14 +856,18 @@ def _text(
     elif form == "csv" and table == "cost":
         text = cost.csv(records, cost.trained(checkpoints or Path("checkpoints")))
     elif form == "csv":
-        text = csv(records, "cells" if table == "all" else table)
+        text = csv(records, "cells" if table == "all" else table, diagnosis.records(results))
     elif table == "cells":
         raise UsageError("--table cells is for --format csv")
     else:
         if table == "cost":
             made = cost.tables(records, cost.trained(checkpoints or Path("checkpoints")))
         else:
-            made = comparison.tables(records, SUITES[table]) if table in SUITES else reporting.tables(records, table)
+            made = (
+                comparison.tables(records, SUITES[table])
+                if table in SUITES
+                else reporting.tables(records, table, diagnosis.records(results))
+            )
         text = terminal.text(made, file=file) if form == "terminal" else _render(made, records, form, checkpoints)
     return text
 

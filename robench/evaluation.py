@@ -13,8 +13,10 @@ from robench import data, verdict
 from robench.attacks import attack_for, options_of
 from robench.checkpoint import Checkpoint, nets_after
 from robench.data import Images, Split
+from robench.diagnosis import Diagnosis
 from robench.door import Door, Ensemble, frozen
-from robench.errors import AttackError, CheckpointError, UsageError
+from robench.errors import AttackError, CheckpointError, DataError, UsageError
+from robench.indicators import Case, diagnose
 from robench.inference import Inference
 from robench.meter import Meter
 from robench.models import Nets
@@ -277,6 +279,45 @@ class Engine:
         if checkpoint.sha256 not in self._nets:
             self._nets[checkpoint.sha256] = checkpoint.load(self.device)
         return self._nets[checkpoint.sha256]
+
+
+def diagnosed(
+    engine: Engine,
+    checkpoint: Checkpoint,
+    *,
+    threat: ThreatModel | None = None,
+    sources: Sequence[Checkpoint] = (),
+    count: int | None = None,
+    seed: int = 0,
+) -> Diagnosis:
+    """All indicators of masked gradients of a checkpoint, on test images it gets right.
+
+    Raises:
+        DataError: if it gets none right.
+    """
+    dataset = checkpoint.recipe.dataset
+    images = engine.images(dataset, min(256, len(engine.images(dataset, None))) if count is None else count)
+    for each in (checkpoint, *sources):
+        _check_fits(each, images)
+    ball = threat or usual_threat(checkpoint.recipe, checkpoint.name)
+    nets = engine._loaded(checkpoint)
+    with frozen(nets), verdict.guarded(seed), verdict.exact():
+        keep = verdict.right(Door(nets, images.classes, engine.batch), images.x(), images.y)
+    if not keep.any():
+        raise DataError(f"{checkpoint.name} gets none of {len(images)} images right, so there is nothing to diagnose")
+    surrogates = tuple(engine._loaded(source) for source in sources)
+    case = Case(nets, images.x()[keep], images.y[keep], images.classes, ball, seed, surrogates, engine.batch)
+    return Diagnosis(
+        checkpoint=checkpoint.sha256,
+        name=checkpoint.name,
+        threat=str(ball),
+        data=images.digest,
+        count=len(images),
+        correct=int(keep.sum()),
+        seed=seed,
+        sources=tuple(source.sha256 for source in sources),
+        rows=diagnose(case),
+    )
 
 
 def plan_suite(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from robench.diagnosis import Diagnosis
 from robench.errors import StoreError
 from robench.registry import ATTACKS
 from robench.results import Failure, Result, Subject, column, named, safe
@@ -23,6 +24,7 @@ ATTACKS_THAT_SETTLE = {
     "fab-t",
 }  # strong enough to suspect the model
 ABSENT = "-"
+DOUBTED = "!"
 
 
 @dataclass(frozen=True)
@@ -49,16 +51,18 @@ class Table:
         return [" ".join(filter(None, parts)) for parts in zip(*self.header, strict=True)]
 
 
-def tables(records: Iterable[Result | Failure], which: str = "all") -> list[Table]:
+def tables(records: Iterable[Result | Failure], which: str = "all", diagnoses: Iterable[Diagnosis] = ()) -> list[Table]:
     """The paper-style tables of some records, one set per data set, images and seed; never mixed.
 
     Args:
         records: results and failures.
         which: `white-box`, `transfer` or `all`.
+        diagnoses: of some checkpoints; those that failed are marked.
 
     Raises:
         StoreError: if there is nothing of that kind.
     """
+    diagnoses = tuple(diagnoses)
     everything = apart(sorted(records, key=lambda record: record.cell.key))
     results = [record for record in everything if isinstance(record, Result)]
     made: list[Table] = []
@@ -67,7 +71,7 @@ def tables(records: Iterable[Result | Failure], which: str = "all") -> list[Tabl
         part = [result for result in results if images_of(result) == group]
         where = place(group, groups)
         if which in ("all", "white-box") and any(not r.cell.source for r in part):
-            made.append(_white_box(part, where))
+            made.append(_white_box(part, where, diagnoses))
         if which in ("all", "transfer"):
             made += _transfer(part, where)
     failures = [record for record in everything if isinstance(record, Failure)]
@@ -123,10 +127,10 @@ def images_of(result: Result) -> tuple[str, str, int, int]:
     return result.subject.dataset, result.cell.data, result.cell.count, result.cell.seed
 
 
-def _white_box(results: Sequence[Result], where: str) -> Table:
+def _white_box(results: Sequence[Result], where: str, diagnoses: Sequence[Diagnosis] = ()) -> Table:
     """Rows: checkpoints, supervised first. Columns: clean, threats somebody trained against, unseen threats, worst."""
     subjects = _subjects(results)
-    alone = unproven(results)
+    alone, doubted = unproven(results), doubts(results, diagnoses)
     bits = {
         (r.cell.checkpoint, r.cell.attack, r.cell.threat): r for r in results if not r.cell.source and r not in alone
     }
@@ -148,7 +152,7 @@ def _white_box(results: Sequence[Result], where: str) -> Table:
         every = [r for r in results if r.cell.checkpoint == subject.sha256]
         own = [r for r in every if r not in alone]
         asked = _asked(results, smoothed=every[0].cell.inference is not None)
-        row = [safe(subject.name), accuracy([every[0].clean])]
+        row = [marked(subject, doubted), accuracy([every[0].clean])]
         for threat in threats:
             for name in [attack for attack, at in columns if at == threat]:
                 found = bits.get((subject.sha256, name, threat))
@@ -165,7 +169,53 @@ def _white_box(results: Sequence[Result], where: str) -> Table:
         f"{ABSENT}: not evaluated; for a worst case, not evaluated under all of its attacks.",
     ]
     notes += [safe(text) for text in (*_said(results), *smoothing(results), *suspicions(results))]
+    notes += [
+        safe(f"{subject.name} {DOUBTED} unreliable, and in no ranking: {'; '.join(doubted[subject.sha256])}.")
+        for subject in subjects
+        if subject.sha256 in doubted
+    ]
     return Table(f"White-box accuracy, {where}", tuple(zip(*head, strict=True)), tuple(rows), tuple(notes))
+
+
+def diagnosis_table(record: Diagnosis) -> Table:
+    """A diagnosis as a table."""
+    rows = tuple(
+        ("", r.id, r.name, ABSENT if r.measured is None else f"{r.measured:.3g}", r.verdict, r.reason, r.rule)
+        for r in record.rows
+    )
+    notes = (
+        f"On the {record.correct} of {record.count} images the model gets right; seed {record.seed}.",
+        "suspect: look closer, stronger attacks may find more; fail: the robust accuracy is unreliable.",
+        "Passing every indicator does not prove robustness; adaptive attacks are still needed.",
+    )
+    head = ("id", "indicator", "measured", "verdict", "seen", "fires when")
+    return Table(f"Diagnosis of {safe(record.name)} at {record.threat}", (head,), rows, notes)
+
+
+def doubts(results: Iterable[Result], diagnoses: Iterable[Diagnosis] = ()) -> dict[str, tuple[str, ...]]:
+    """Why the numbers of some checkpoints are unreliable, by digest; no ranking and no bold type may hold those.
+
+    Args:
+        results: whose flags, from the look every evaluation takes at its model, count.
+        diagnoses: whose failed indicators count.
+    """
+    found: dict[str, set[str]] = {}
+    for result in results:
+        flags = {note.removeprefix("flag: ") for note in result.notes if note.startswith("flag: ")}
+        if flags:
+            found.setdefault(result.cell.checkpoint, set()).update(flags)
+    made = {digest: sorted(flags) for digest, flags in found.items()}
+    for diagnosis in diagnoses:
+        failed = [f"{row.id} {row.name} ({row.reason})" for row in diagnosis.rows if row.verdict == "fail"]
+        if failed:
+            said = f"at {diagnosis.threat} {', '.join(failed)}"
+            made.setdefault(diagnosis.checkpoint, []).append(said)
+    return {digest: tuple(dict.fromkeys(reasons)) for digest, reasons in made.items()}
+
+
+def marked(subject: Subject, doubted: Container[str]) -> str:
+    """A checkpoint's name cell, with a mark where its numbers are unreliable."""
+    return f"{safe(subject.name)} {DOUBTED}" if subject.sha256 in doubted else safe(subject.name)
 
 
 def _said(results: Sequence[Result]) -> list[str]:

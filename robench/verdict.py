@@ -74,10 +74,12 @@ class Probe:
     Attributes:
         randomised: whether it answers differently each time.
         notes: what makes its numbers mean less than they seem to.
+        findings: the same, each with the indicator of `indicators` it belongs to, or an empty one.
     """
 
     randomised: bool
     notes: tuple[str, ...]
+    findings: tuple[tuple[str, str], ...] = ()
 
 
 def evaluate(
@@ -182,16 +184,18 @@ def probe(model: nn.Module, x: Tensor, y: Tensor, classes: int, batch: int = 500
         others = [door(x[:16]), door(x.flip(0))[-16:].flip(0)] if len(x) > 1 else []
     moved = max((scaled - each / each.norm(dim=1, keepdim=True).clamp_min(1e-12)).abs().max().item() for each in again)
     if moved > 1e-4:
-        return Probe(True, ("the model answers differently each time",))
-    notes = []
+        said = "the model answers differently each time"
+        return Probe(True, (said,), (("G13", said),))
+    found: list[tuple[str, str]] = []
     reach = logits.abs().amax().item()
     if any((each - logits[:16]).abs().max().item() > 1e-3 * reach for each in others):
-        notes.append("flag: an image's logits depend on the other images of its batch")
+        found.append(("", "an image's logits depend on the other images of its batch"))
     sums = logits.sum(1)
     level = sums[0] if len(x) > 1 else torch.ones_like(sums[0])
     if logits.min() >= -1e-3 * reach and (sums - level).abs().max() <= 2e-3 * level.abs() and reach > 0:
-        notes.append("flag: the model returns probabilities where logits are expected, which can hide gradients")
-    return Probe(False, tuple(notes + _gradients(door, x, y)))
+        found.append(("G15", "the model returns probabilities where logits are expected, which can hide gradients"))
+    found += _gradients(door, x, y)
+    return Probe(False, tuple(dict.fromkeys(f"flag: {text}" for _, text in found)), tuple(found))
 
 
 def _first_pass(door: Door, x: Tensor) -> Tensor:
@@ -207,7 +211,7 @@ def _first_pass(door: Door, x: Tensor) -> Tensor:
     return logits
 
 
-def _gradients(door: Door, x: Tensor, y: Tensor) -> list[str]:
+def _gradients(door: Door, x: Tensor, y: Tensor) -> list[tuple[str, str]]:
     """What is wrong with the gradients of a model, in words."""
     x = x.detach().clone().requires_grad_()
     try:
@@ -220,19 +224,18 @@ def _gradients(door: Door, x: Tensor, y: Tensor) -> list[str]:
             raise
         return _gradients(door, x[: len(x) // 2], y[: len(x) // 2])
     except RuntimeError:
-        return ["flag: the model has no gradient; only black-box attacks and transfer say anything about it"]
+        return [("G2", "the model has no gradient; only black-box attacks and transfer say anything about it")]
     clean = logits.detach().argmax(1) == y
     count = max(1, int(clean.sum()))
     flat, vanished = int((clean & (slope == 0)).sum()), int((clean & (usual == 0) & (slope != 0)).sum())
     notes = []
     if not bool((slope.isfinite() & usual.isfinite()).all()):
-        notes.append("flag: some gradients are NaN or infinite")
+        notes.append(("G1", "some gradients are NaN or infinite"))
     if flat > count / 100:
-        notes.append(f"flag: zero gradients for {flat} of {count} images; white-box attacks see nothing there")
+        notes.append(("G1", f"zero gradients for {flat} of {count} images; white-box attacks see nothing there"))
     if vanished > count / 100:
-        notes.append(
-            f"flag: logits so large that the gradient of cross-entropy rounds to zero for {vanished} of {count} images"
-        )
+        text = f"logits so large that the gradient of cross-entropy rounds to zero for {vanished} of {count} images"
+        notes += [("G1", text), ("G15", text)]  # a zero gradient of cross-entropy, from saturated logits
     return notes
 
 

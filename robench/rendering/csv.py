@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from robench.diagnosis import Diagnosis
 from robench.errors import StoreError
 from robench.reporting import ABSENT, Table, apart, tables, unproven
 from robench.results import Failure, Result, safe
@@ -68,7 +69,7 @@ def tidy(records: Iterable[Result | Failure]) -> pandas.DataFrame:
     return frame.sort_values(order, ascending=[True, False, *[True] * 8], ignore_index=True)
 
 
-def csv(records: Iterable[Result | Failure], which: str = "cells") -> str:
+def csv(records: Iterable[Result | Failure], which: str = "cells", diagnoses: Iterable[Diagnosis] = ()) -> str:
     """One CSV table: `cells` is tidy, a row per result; `white-box` and `transfer` are the wide tables."""
     import pandas
 
@@ -78,7 +79,7 @@ def csv(records: Iterable[Result | Failure], which: str = "cells") -> str:
         records = list(records)
         flags = _flagged(r for r in records if isinstance(r, Result))
         frames = []
-        for table in tables([r for r in records if isinstance(r, Result)], which):
+        for table in tables([r for r in records if isinstance(r, Result)], which, diagnoses):
             made = pandas.DataFrame([row[1:] for row in table.rows], columns=table.heads)
             if table.bold:  # numbers stay numbers: which of them are bold is said beside them
                 made["bold"] = ["; ".join(_bold(table, i)) for i in range(len(table.rows))]

@@ -1,0 +1,292 @@
+"""Signs that an evaluation, not the model, is what holds: the indicators G1 to G16 of masked gradients.
+
+Source: Carlini et al. 2019 (checklist), Pintor et al. 2022 (indicators of attack failure), Croce & Hein 2020 (flags).
+Thresholds are our own where a docstring names no other source.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+from robench import verdict
+from robench.attacks.apgd import APGD, APGDT
+from robench.attacks.pgd import FGSM, PGD
+from robench.attacks.square import Square
+from robench.diagnosis import Row, Word
+from robench.door import Door, frozen
+from robench.geometry import exact_norm, inside
+from robench.losses import log_odds, margin
+from robench.noise import ImageGenerator, seed_of, uniform
+from robench.protocols import Attack
+from robench.threat import Norm, ThreatModel
+
+RULES = {
+    "G1": ("zero or non-finite gradients", "zero for more than 1 % of images, or any not finite"),
+    "G2": ("interrupted graph", "the gradient cannot be computed"),
+    "G3": ("gradient against finite differences", "they disagree on more than 10 % of images"),
+    "G4": ("unstable margin", "median relative change in a small box above 0.10"),
+    "G5": ("incomplete optimisation", "more than 5 % of unbroken images still climb in the last steps"),
+    "G6": ("more effort", "twice the steps break more than 0.5 % (at least 2) further images"),
+    "G7": ("silent success", "an attack passed a fooling image and returned another"),
+    "G8": ("black box beats white box", "Square breaks more than 0.2 % (at least 2) that no white-box attack broke"),
+    "G9": ("one step beats many", "FGSM breaks over 0.5 % (at least 2) more than PGD"),
+    "G10": ("transfer beats white box", "transfer breaks over 0.5 % (at least 2) that no white-box attack broke"),
+    "G11": ("unbounded attack", "more than 1 % of images survive a ball as large as the box"),
+    "G12": ("curve over eps", "accuracy rises with eps by over 0.5 % (at least 2)"),
+    "G13": ("randomness", "normalised logits differ by more than 1e-4 between passes"),
+    "G14": ("optimisation inside the model", "the forward pass computes gradients"),
+    "G15": ("probabilities or saturated logits", "outputs are probabilities, or cross-entropy rounds to zero"),
+    "G16": ("random corners", "one of 200 random corners breaks what no white-box attack broke"),
+}
+
+
+@dataclass
+class Case:
+    """A model on images it gets right.
+
+    Attributes:
+        model: frozen, in eval mode.
+        x: images, (n, ...).
+        y: labels, (n,).
+        classes: how many logits there are.
+        threat: the ball.
+        seed: of all randomness.
+        sources: surrogates to craft on.
+        batch: the most images at once.
+    """
+
+    model: nn.Module
+    x: Tensor
+    y: Tensor
+    classes: int
+    threat: ThreatModel
+    seed: int = 0
+    sources: Sequence[nn.Module] = ()
+    batch: int = 500
+
+    def broken(self, attack: Attack, source: nn.Module | None = None) -> Tensor:
+        """Which images an attack breaks, (n,)."""
+        door = Door(self.model if source is None else source, self.classes, self.batch)
+        every = torch.ones_like(self.y, dtype=torch.bool)
+        ids = torch.arange(len(self.y), device=self.y.device)
+        adv = verdict.craft(door, attack, self.x, self.y, every, ids=ids, seed=self.seed).adv
+        judged = Door(self.model, self.classes, self.batch)
+        return verdict.judge(judged, attack, self.x, self.y, every, adv, verdict.Probe(False, ())).robust.logical_not()
+
+    @cached_property
+    def pgd(self) -> Tensor:
+        """What PGD-20 breaks."""
+        return self.broken(PGD(self.threat))
+
+    @cached_property
+    def white(self) -> Tensor:
+        """What the white-box ensemble breaks: PGD-20, APGD-CE-50, APGD-T-30."""
+        return self.pgd | self.broken(APGD(self.threat, steps=50)) | self.broken(APGDT(self.threat, steps=30))
+
+    def draws(self, purpose: str, number: int) -> Tensor:
+        """Uniform numbers of the images' shape."""
+        generator = ImageGenerator(seed_of(self.seed, purpose, number), range(len(self.x)), self.x.device)
+        return uniform(generator, self.x.shape, self.x.device).to(self.x.dtype)
+
+    @torch.no_grad()
+    def margins(self, x: Tensor) -> Tensor:
+        """Margins of images, (n,): above zero where fooled."""
+        return margin(Door(self.model, self.classes, self.batch)(x), self.y)
+
+
+def diagnose(case: Case) -> tuple[Row, ...]:
+    """All sixteen indicators.
+
+    Args:
+        case: a model on images it gets right; at least one.
+    """
+    with frozen(case.model), verdict.guarded(case.seed), verdict.exact():
+        found = verdict.probe(case.model, case.x, case.y, case.classes, case.batch)
+        rows = {name: _from_probe(name, found) for name in ("G1", "G2", "G13", "G15")}
+        rows["G14"] = g14(case)
+        blocked = next((why for name, why in _BLOCKS if rows[name].verdict == "fail"), "")
+        for name, run in INDICATORS.items():
+            rows[name] = _row(name, None, "not run", blocked) if blocked else run(case)
+    return tuple(rows[name] for name in RULES)
+
+
+_BLOCKS = (("G13", "the model answers differently each time"), ("G2", "the model has no gradient"))
+
+
+def _from_probe(name: str, found: verdict.Probe) -> Row:
+    """G1, G2, G13 and G15 as every evaluation computes them (`verdict.probe`)."""
+    if found.randomised and name != "G13":
+        return _row(name, None, "not run", "the model answers differently each time")
+    texts = [text for which, text in found.findings if which == name]
+    if name in ("G1", "G15") and any(which == "G2" for which, _ in found.findings) and not texts:
+        return _row(name, None, "not run", "the model has no gradient")
+    return _row(name, float(len(texts)), "fail" if texts else "pass", "; ".join(texts) or "nothing found")
+
+
+def _row(name: str, measured: float | None, word: Word, reason: str) -> Row:
+    return Row(name, RULES[name][0], measured, RULES[name][1], word, reason)
+
+
+def _beyond(name: str, case: Case, extra: int, share: float, least: int, bad: Word = "fail") -> Row:
+    """A row about images that something broke and should not have."""
+    count = len(case.y)
+    word: Word = bad if extra >= least and extra > share * count else "pass"
+    return _row(name, float(extra), word, f"{extra} of {count} images")
+
+
+def g3(case: Case) -> Row:
+    """Gradient against central differences of the margin, h = 1e-3 along a random unit vector; rule ours."""
+    h = 1e-3
+    x = case.x.clamp(h, 1 - h).requires_grad_()
+    v = case.draws("g3", 0) - 0.5
+    v = v / v.flatten(1).norm(dim=1).reshape(-1, *[1] * (v.ndim - 1))
+    with torch.enable_grad():
+        slope = torch.autograd.grad(margin(Door(case.model, case.classes, case.batch)(x), case.y).sum(), x)[0]
+    a = (slope * v).flatten(1).sum(1)
+    b = (case.margins(x.detach() + h * v) - case.margins(x.detach() - h * v)) / (2 * h)
+    share = ((a - b).abs() > 0.1 * (a.abs() + b.abs()) + 1e-2).float().mean().item()
+    return _row("G3", share, "fail" if share > 0.1 else "pass", f"{100 * share:.1f} % of images disagree")
+
+
+def g4(case: Case) -> Row:
+    """Median relative change of the margin over 100 draws in a small box; Pintor et al. use the loss and its mean."""
+    width = min(8 / 255, case.threat.eps) if case.threat.norm is Norm.LINF else 8 / 255
+    here = case.margins(case.x)
+    moved = [
+        (case.margins((case.x + width * (2 * case.draws("g4", k) - 1)).clamp(0, 1)) - here).abs() for k in range(100)
+    ]
+    value = (torch.stack(moved) / here.abs().clamp_min(1e-12)).median().item()
+    return _row("G4", value, "fail" if value > 0.1 else "pass", f"median relative change {value:.3f}")
+
+
+def g6(case: Case) -> Row:
+    """Twice the effort of the ensemble; rule ours. More effort helping is weak attacks, not proof of masking: suspect."""
+    more = case.broken(PGD(case.threat, steps=40, restarts=2)) | case.broken(APGD(case.threat, steps=100, restarts=2))
+    return _beyond("G6", case, int((more & ~case.white).sum()), 0.005, 2, "suspect")
+
+
+def g8(case: Case) -> Row:
+    """Square, 1,000 queries, beyond the white-box ensemble; 0.2 % is the number of AutoAttack."""
+    return _beyond("G8", case, int((case.broken(Square(case.threat, queries=1000)) & ~case.white).sum()), 0.002, 2)
+
+
+def g9(case: Case) -> Row:
+    """FGSM against PGD-20; Athalye et al. 2018, section 3.1, with a threshold of ours."""
+    return _beyond("G9", case, int(case.broken(FGSM(case.threat)).sum()) - int(case.pgd.sum()), 0.005, 2)
+
+
+def g10(case: Case) -> Row:
+    """Transfer from surrogates beyond the white-box ensemble; Carlini et al. 2019."""
+    if not case.sources:
+        return _row("G10", None, "not run", "no surrogate: robench diagnose CHECKPOINT --source OTHER")
+    found = torch.zeros_like(case.white)
+    for source in case.sources:
+        found |= case.broken(PGD(case.threat), source) | case.broken(APGD(case.threat, early_stop=False), source)
+    return _beyond("G10", case, int((found & ~case.white).sum()), 0.005, 2)
+
+
+def g11(case: Case) -> Row:
+    """PGD-20 and APGD-CE-50 in a ball as large as the box; Pintor et al. mind a single survivor."""
+    size = {Norm.LINF: 1.0, Norm.L2: math.sqrt(case.x[0].numel()), Norm.L1: float(case.x[0].numel())}
+    wide = replace(case.threat, eps=size[case.threat.norm])
+    left = int((~(case.broken(PGD(wide)) | case.broken(APGD(wide, steps=50)))).sum())
+    return _beyond("G11", case, left, 0.01, 1)
+
+
+def g12(case: Case) -> Row:
+    """PGD-20 at half, once and twice eps: robust accuracy may not rise with eps; Carlini et al. 2019."""
+    half, double = (case.broken(PGD(replace(case.threat, eps=case.threat.eps * k))) for k in (0.5, 2))
+    counts = [int(half.sum()), int(case.pgd.sum()), int(double.sum())]
+    return _beyond("G12", case, max(0, counts[0] - counts[1], counts[1] - counts[2]), 0.005, 2)
+
+
+def g14(case: Case) -> Row:
+    """Whether autograd is entered during a forward pass; after the flag of AutoAttack."""
+    calls = 0
+
+    def count(real: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*args: Any, **options: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            return real(*args, **options)
+
+        return counted
+
+    grad, backward = torch.autograd.grad, torch.autograd.backward
+    with (
+        mock.patch.object(torch.autograd, "grad", count(grad)),
+        mock.patch.object(torch.autograd, "backward", count(backward)),
+        torch.no_grad(),
+    ):
+        case.model(case.x[:16])
+    return _row("G14", float(calls), "fail" if calls else "pass", f"{calls} gradients computed in a forward pass")
+
+
+def g16(case: Case) -> Row:
+    """200 random corners of the ball beyond the white-box ensemble; rule ours."""
+    size = case.x[0].numel()
+    scale = {Norm.LINF: 1.0, Norm.L2: size**-0.5, Norm.L1: 1 / size}[case.threat.norm] * case.threat.eps
+    found = torch.zeros_like(case.white)
+    for k in range(200):
+        adv = (case.x + scale * (case.draws("g16", k) - 0.5).sign()).clamp(0, 1)
+        found |= (case.margins(adv) > 0) & inside(exact_norm(adv, case.x, case.threat.norm), case.threat)
+    return _beyond("G16", case, int((found & ~case.white).sum()), 0.0, 1)
+
+
+class _Path(nn.Module):
+    """Stands before a model and notes, for each clean image, the losses along the path and whether any fooled it."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        self.case = case
+        self.losses: list[Tensor] = []
+        self.fooled = torch.zeros_like(case.y, dtype=torch.bool)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The model's logits."""
+        logits: Tensor = self.case.model(x)
+        seen = logits.detach()[: len(self.case.y)]
+        self.losses.append(log_odds(seen, self.case.y))
+        self.fooled |= margin(seen, self.case.y) > 1e-4 * seen.abs().amax(1)
+        return logits
+
+
+def _watched(case: Case, steps: int) -> tuple[_Path, Tensor]:
+    """PGD, watched in one batch so that places are images, and what it broke, (n,)."""
+    watched, count = _Path(case), len(case.y)
+    every, ids = torch.ones_like(case.y, dtype=torch.bool), torch.arange(count, device=case.y.device)
+    door = Door(watched, case.classes, count)
+    crafted = verdict.craft(door, PGD(case.threat, steps=steps), case.x, case.y, every, ids=ids, seed=case.seed)
+    return watched, case.margins(crafted.adv) > 0
+
+
+def g5(case: Case) -> Row:
+    """PGD-100's running best loss, rescaled to [0, 1]: changes over 0.05 in the last 10 steps; Pintor et al. 2022.
+
+    Not PGD-20, of which ten steps are half the climb. It says that an attack is weak, not that a model is: suspect.
+    """
+    watched, broken = _watched(case, 100)
+    best = torch.stack(watched.losses).cummax(0).values
+    rise = (best[-1] - best[-11]) / (best[-1] - best[0]).clamp_min(1e-12)
+    left = ~broken
+    share = (rise > 0.05)[left].float().mean().item() if left.any() else 0.0
+    return _row("G5", share, "suspect" if share > 0.05 else "pass", f"{100 * share:.1f} % of unbroken images")
+
+
+def g7(case: Case) -> Row:
+    """Whether PGD-20 passed a fooling image and returned one that does not fool; Pintor et al. 2022."""
+    watched, broken = _watched(case, 20)
+    return _beyond("G7", case, int((watched.fooled & ~broken).sum()), 0.0, 1)
+
+
+INDICATORS: dict[str, Callable[[Case], Row]] = {
+    "G3": g3, "G4": g4, "G5": g5, "G6": g6, "G7": g7, "G8": g8, "G9": g9, "G10": g10, "G11": g11, "G12": g12, "G16": g16,
+}  # fmt: skip
