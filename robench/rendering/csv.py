@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from robench.diagnosis import Diagnosis
 from robench.errors import StoreError
-from robench.reporting import ABSENT, Table, apart, tables, unproven
+from robench.reporting import ABSENT, DOUBTED, Table, apart, tables, unproven
 from robench.results import Failure, Result, safe
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def csv(records: Iterable[Result | Failure], which: str = "cells", diagnoses: It
             if table.bold:  # numbers stay numbers: which of them are bold is said beside them
                 made["bold"] = ["; ".join(_bold(table, i)) for i in range(len(table.rows))]
             if flags:
-                made["flags"] = ["; ".join(flags.get(row[1], ())) for row in table.rows]
+                made["flags"] = ["; ".join(flags.get(row[1].removesuffix(f" {DOUBTED}"), ())) for row in table.rows]
             made.insert(0, "group", [row[0] for row in table.rows], allow_duplicates=True)
             made.insert(0, "table", table.title, allow_duplicates=True)
             frames.append(made)
