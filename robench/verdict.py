@@ -366,7 +366,7 @@ def _check_box(adv: Tensor) -> None:
         raise AttackError(f"the attack returned NaN or infinite pixels in {bad} images")
     low, high = adv.aminmax()
     if low < 0 or high > 1:
-        raise AttackError(f"the attack left [0, 1]: pixels from {low.item():.9g} to {high.item():.9g}")
+        raise AttackError(f"the attack left [0, 1]: pixels from {low.item():.8g} to {high.item():.8g}")
 
 
 def as_module(model: Classifier) -> nn.Module:
