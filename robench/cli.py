@@ -770,11 +770,11 @@ def _tell(
 def _finish(told: Sequence[tuple[Result | Failure, bool]], results: Path) -> None:
     """The summary of an evaluation, what its numbers suggest, and its exit code."""
     from robench.reporting import apart, suspicions
-    from robench.results import Failure, Result, safe
+    from robench.results import FLAG, Failure, Result, safe
     from robench.terminal import say
 
     records = apart(record for record, _ in told if isinstance(record, Result))
-    flags = {f"{r.subject.name}: {note}" for r in records for note in r.notes if note.startswith("flag: ")}
+    flags = {f"{r.subject.name}: {FLAG}{flag}" for r in records for flag in r.flags}
     for text in [*sorted(flags), *suspicions(records)]:
         say(safe(text))
 
@@ -851,25 +851,23 @@ def _text(
     from robench import comparison, cost, diagnosis, reporting, terminal
     from robench.rendering.csv import csv
 
+    diagnoses = diagnosis.records(results)
+    spent = cost.trained(checkpoints or Path("checkpoints")) if table == "cost" else {}
     if form == "csv" and table in SUITES:
-        text = comparison.csv(records, SUITES[table])
-    elif form == "csv" and table == "cost":
-        text = cost.csv(records, cost.trained(checkpoints or Path("checkpoints")))
-    elif form == "csv":
-        text = csv(records, "cells" if table == "all" else table, diagnosis.records(results))
-    elif table == "cells":
+        return comparison.csv(records, SUITES[table])
+    if form == "csv" and table == "cost":
+        return cost.csv(records, spent, diagnoses)
+    if form == "csv":
+        return csv(records, "cells" if table == "all" else table, diagnoses)
+    if table == "cells":
         raise UsageError("--table cells is for --format csv")
+    if table == "cost":
+        made = cost.tables(records, spent, diagnoses)
+    elif table in SUITES:
+        made = comparison.tables(records, SUITES[table], diagnoses=diagnoses)
     else:
-        if table == "cost":
-            made = cost.tables(records, cost.trained(checkpoints or Path("checkpoints")))
-        else:
-            made = (
-                comparison.tables(records, SUITES[table])
-                if table in SUITES
-                else reporting.tables(records, table, diagnosis.records(results))
-            )
-        text = terminal.text(made, file=file) if form == "terminal" else _render(made, records, form, checkpoints)
-    return text
+        made = reporting.tables(records, table, diagnoses)
+    return terminal.text(made, file=file) if form == "terminal" else _render(made, records, form, checkpoints)
 
 
 def _show(made: Sequence[Table], form: str) -> None:

@@ -14,11 +14,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from robench import recipe, reporting
+from robench.diagnosis import Diagnosis
 from robench.errors import StoreError, UsageError
 from robench.recipe import Published, Recipe
 from robench.registry import ATTACKS
 from robench.rendering.csv import as_csv
-from robench.reporting import ABSENT, Table, accuracy
+from robench.reporting import ABSENT, Doubts, Table, accuracy
 from robench.results import Failure, Result, Subject, safe
 from robench.spec import digest
 from robench.suite import Column, Suite
@@ -205,10 +206,10 @@ def _same_attack(wanted: str, given: str) -> bool:
     return (one.target, dict(one.options)) == (other.target, dict(other.options))
 
 
-def _preferred(result: Result, column: Column) -> tuple[bool, int, str]:
-    """The order among results of one column: several checkpoints may be the source."""
-    source = result.source
-    return (source is None or source.recipe != column.source, source.seed if source else 0, result.cell.key)
+def _preferred(result: Result, column: Column) -> tuple[bool, int, int, str]:
+    """The order among results of one column: several checkpoints may be the source, and the latest attack counts."""
+    source, cell = result.source, result.cell
+    return (source is None or source.recipe != column.source, source.seed if source else 0, -cell.version, cell.key)
 
 
 def _sees(result: Result) -> bool:
@@ -400,20 +401,27 @@ def _close(one: ThreatModel, other: ThreatModel) -> bool:
     return one.norm == other.norm and math.isclose(one.eps, other.eps, rel_tol=CLOSE)
 
 
-def tables(records: Iterable[Result | Failure], suite: Suite, load: Load = recipe.load) -> list[Table]:
+def tables(
+    records: Iterable[Result | Failure],
+    suite: Suite,
+    load: Load = recipe.load,
+    diagnoses: Iterable[Diagnosis] = (),
+) -> list[Table]:
     """The tables of a suite: ours, the paper's and the difference for each column.
 
     Args:
         records: results and failures.
         suite: the columns.
         load: reads a recipe by its name.
+        diagnoses: of some checkpoints; those that failed are marked.
 
     Raises:
         StoreError: if none of the results belongs to the suite.
     """
     records = list(records)
     compared = compare(records, suite, load)
-    made = [_table(each, [other.where for other in compared]) for each in compared]
+    doubted = reporting.doubts([record for record in records if isinstance(record, Result)], diagnoses)
+    made = [_table(each, [other.where for other in compared], doubted) for each in compared]
     threats = {column.threat for column in suite.columns}
     lost = [
         each
@@ -425,7 +433,7 @@ def tables(records: Iterable[Result | Failure], suite: Suite, load: Load = recip
     return made + ([reporting.failed(reporting.apart(lost))] if lost else [])
 
 
-def _table(compared: Comparison, others: Sequence[tuple[str, str, int, int]]) -> Table:
+def _table(compared: Comparison, others: Sequence[tuple[str, str, int, int]], doubted: Doubts) -> Table:
     """One table, ready to render."""
     columns = compared.columns
     head = [("", "", "", "", "checkpoint")]
@@ -437,9 +445,11 @@ def _table(compared: Comparison, others: Sequence[tuple[str, str, int, int]]) ->
     for start in range(0, len(compared.entries), len(columns)):
         own = compared.entries[start : start + len(columns)]
         cells = [text for entry in own for text in _cells(entry, marks, compared.smoothed)]
-        rows.append((safe(own[0].row.group), safe(own[0].row.name), *cells))
+        rows.append((safe(own[0].row.group), reporting.marked(own[0].row, doubted), *cells))
     title = f"{compared.suite.summary}; {reporting.place(compared.where, others)}"
-    return Table(title, tuple(zip(*head, strict=True)), tuple(rows), tuple(_notes(compared, marks)))
+    subjects = [entry.row for entry in compared.entries[:: len(columns)]]
+    notes = (*_notes(compared, marks), *reporting.unreliable(subjects, doubted))
+    return Table(title, tuple(zip(*head, strict=True)), tuple(rows), notes)
 
 
 def _heads(column: Column | None) -> tuple[str, str, str, str]:

@@ -8,9 +8,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from robench.diagnosis import Diagnosis
 from robench.errors import StoreError
 from robench.rendering.csv import as_csv
-from robench.reporting import ABSENT, Table, accuracy, apart, images_of, ordered, place, unproven
+from robench.reporting import (
+    ABSENT,
+    Doubts,
+    Table,
+    accuracy,
+    apart,
+    doubts,
+    images_of,
+    marked,
+    ordered,
+    place,
+    reasons,
+    unproven,
+    unreliable,
+)
 from robench.results import Failure, Result, Subject, safe
 
 HEADER = (
@@ -117,22 +132,32 @@ def pareto(points: Sequence[tuple[float | None, float | None]]) -> list[bool]:
     return [cost is not None and value is not None and not beaten(cost, value) for cost, value in points]
 
 
-def tables(records: Iterable[Result | Failure], training: Mapping[str, Stages]) -> list[Table]:
-    """One table of costs for each set of images.
+def tables(
+    records: Iterable[Result | Failure], training: Mapping[str, Stages], diagnoses: Iterable[Diagnosis] = ()
+) -> list[Table]:
+    """One table of costs for each set of images; a checkpoint whose numbers are unreliable is Pareto-optimal nowhere.
 
     Raises:
         StoreError: if there is no result.
     """
     parts = rows(records, training)
     groups = [images_of(part[0].results[0]) for part in parts]
-    return [_table(part, place(group, groups)) for part, group in zip(parts, groups, strict=True)]
+    doubted = doubts((result for part in parts for row in part for result in row.results), diagnoses)
+    return [_table(part, place(group, groups), doubted) for part, group in zip(parts, groups, strict=True)]
 
 
-def _table(part: Sequence[Row], where: str) -> Table:
-    on_clean = pareto([(row.seconds, row.clean) for row in part])
-    on_robust = pareto([(row.seconds, row.robust) for row in part])
+def _table(part: Sequence[Row], where: str, doubted: Doubts) -> Table:
+    times = [None if reasons(row.subject, doubted) else row.seconds for row in part]
+    on_clean = pareto([(time, row.clean) for time, row in zip(times, part, strict=True)])
+    on_robust = pareto([(time, row.robust) for time, row in zip(times, part, strict=True)])
     lines = tuple(
-        (safe(row.subject.group), *_cells(row), "yes" if clean else "", "yes" if robust else "")
+        (
+            safe(row.subject.group),
+            marked(row.subject, doubted),
+            *_cells(row),
+            "yes" if clean else "",
+            "yes" if robust else "",
+        )
         for row, clean, robust in zip(part, on_clean, on_robust, strict=True)
     )
     notes = (
@@ -142,6 +167,7 @@ def _table(part: Sequence[Row], where: str) -> Table:
         f"{ABSENT}: not measured, or for a worst case not evaluated under every attack.",
         "Pareto: among rows of known training time, no other is as cheap and as accurate, and better in one of the two.",
         *_devices(part),
+        *unreliable([row.subject for row in part], doubted),
     )
     return Table(f"Cost, {where}", (HEADER,), lines, notes)
 
@@ -154,7 +180,7 @@ def _cells(row: Row) -> list[str]:
     n = row.results[0].cell.count
     digits = 2 if n >= 1000 else 1
     return [
-        *(safe(row.subject.name), _number(seconds, 1), _number(images), _mib(memory), _number(joules)),
+        *(_number(seconds, 1), _number(images), _mib(memory), _number(joules)),
         *(
             _number(total(tuple(spent), name), 1 if name == "seconds" else 0)
             for name in ("seconds", "forwards", "backwards")
@@ -187,10 +213,12 @@ def _number(value: float | None, digits: int = 0) -> str:
     return ABSENT if value is None else f"{value:,.{digits}f}"
 
 
-def csv(records: Iterable[Result | Failure], training: Mapping[str, Stages]) -> str:
+def csv(
+    records: Iterable[Result | Failure], training: Mapping[str, Stages], diagnoses: Iterable[Diagnosis] = ()
+) -> str:
     """The tables of costs as one CSV table."""
     import pandas
 
-    made = tables(records, training)
+    made = tables(records, training, diagnoses)
     lines = [(table.title, *row) for table in made for row in table.rows]
     return as_csv(pandas.DataFrame(lines, columns=["table", "group", *HEADER]))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from robench.errors import StoreError
-from robench.files import sha256, write_json
+from robench.errors import StoreError, UsageError
+from robench.files import write_json
+from robench.spec import build, digest, plain
+from robench.threat import ThreatModel
 
 Word = Literal["pass", "suspect", "fail", "not run"]
 FORMAT = 1
@@ -44,7 +45,7 @@ class Diagnosis:
     Attributes:
         checkpoint: its digest.
         name: how people call it.
-        threat: as text.
+        threat: the ball.
         data: digest of the images.
         count: how many images were looked at.
         correct: how many of them the model gets right, which the indicators are about.
@@ -55,7 +56,7 @@ class Diagnosis:
 
     checkpoint: str
     name: str
-    threat: str
+    threat: ThreatModel
     data: str
     count: int
     correct: int
@@ -69,22 +70,12 @@ class Diagnosis:
         return tuple(row.id for row in self.rows if row.verdict == "fail")
 
 
-def unreliable(records: Iterable[Diagnosis]) -> dict[str, tuple[str, ...]]:
-    """Which checkpoints no ranking may hold, by digest, and the indicators that say so."""
-    found: dict[str, set[str]] = {}
-    for record in records:
-        if record.failed:
-            found.setdefault(record.checkpoint, set()).update(record.failed)
-    return {digest: tuple(sorted(ids, key=lambda name: int(name[1:]))) for digest, ids in found.items()}
-
-
 def put(record: Diagnosis, results: Path) -> Path:
     """Store a diagnosis under the digest of its content; the same content again changes nothing."""
-    content = asdict(record)
-    digest = _digest(content)
-    path = results / FOLDER / f"{digest[:32]}.json"
+    sealed = digest(record)
+    path = results / FOLDER / f"{sealed[:32]}.json"
     if not path.exists():
-        write_json(path, {"format": FORMAT, "digest": digest, "diagnosis": content})
+        write_json(path, {"format": FORMAT, "digest": sealed, "diagnosis": plain(record)})
     return path
 
 
@@ -100,14 +91,9 @@ def records(results: Path) -> list[Diagnosis]:
 def _read(path: Path) -> Diagnosis:
     try:
         held = json.loads(path.read_bytes())
-        content = held["diagnosis"]
-        if held["format"] != FORMAT or held["digest"] != _digest(content):
+        if held["format"] != FORMAT or held["digest"] != digest(held["diagnosis"]):
             raise ValueError("its content does not fit its digest")
-        rows = tuple(Row(**row) for row in content["rows"])
-        return Diagnosis(**{**content, "rows": rows, "sources": tuple(content["sources"])})
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        found: Diagnosis = build(Diagnosis, held["diagnosis"])
+        return found
+    except (OSError, ValueError, KeyError, TypeError, UsageError) as error:
         raise StoreError(f"{path} is damaged or was changed ({error}): delete it and run robench diagnose") from error
-
-
-def _digest(content: object) -> str:
-    return sha256(json.dumps(content, sort_keys=True).encode())

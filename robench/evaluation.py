@@ -310,7 +310,7 @@ def diagnosed(
     return Diagnosis(
         checkpoint=checkpoint.sha256,
         name=checkpoint.name,
-        threat=str(ball),
+        threat=ball,
         data=images.digest,
         count=len(images),
         correct=int(keep.sum()),

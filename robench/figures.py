@@ -11,7 +11,7 @@ from pathlib import Path
 
 from robench.errors import StoreError
 from robench.reporting import NORMS, apart, images_of, ordered, place, unproven
-from robench.results import Failure, Result, Subject, safe
+from robench.results import FLAG, Failure, Result, Subject, safe
 from robench.threat import ThreatModel
 
 Group = tuple[str, str, int, int]
@@ -197,7 +197,7 @@ def _names(results: Sequence[Result]) -> dict[str, str]:
     who: dict[str, Subject] = {r.source.sha256: r.source for r in results if r.source}
     who |= {r.subject.sha256: r.subject for r in results}
     count = Counter(subject.name for subject in who.values())
-    flagged = {r.subject.sha256 for r in results if _flagged(r)}
+    flagged = {r.subject.sha256 for r in results if r.flags}
     return {
         key: safe(subject.name)
         + (f" {key[:6]}" if count[subject.name] > 1 else "")
@@ -206,13 +206,9 @@ def _names(results: Sequence[Result]) -> dict[str, str]:
     }
 
 
-def _flagged(result: Result) -> bool:
-    return any(note.startswith("flag: ") for note in result.notes)
-
-
 def _flags(results: Sequence[Result]) -> list[str]:
     """The flags of a figure's checkpoints, which no figure may lose."""
-    found = {f"{r.subject.name}: {note}" for r in results for note in r.notes if note.startswith("flag: ")}
+    found = {f"{r.subject.name}: {FLAG}{flag}" for r in results for flag in r.flags}
     return [safe(f"{text}.") for text in sorted(found)]
 
 
@@ -221,15 +217,7 @@ def _subjects(results: Iterable[Result]) -> list[Subject]:
 
 
 def _attack(result: Result) -> str:
-    """An attack with its version, since another version is another attack."""
-    return f"{safe(result.cell.attack)} v{result.cell.version}"
-
-
-def _plain(names: Sequence[str]) -> dict[str, str]:
-    """Attacks without their versions, unless one of them stands in two."""
-    short = {name: name.rpartition(" v")[0] for name in names}
-    many = Counter(short.values())
-    return {name: name if many[other] > 1 else other for name, other in short.items()}
+    return safe(result.cell.attack)
 
 
 def share(*columns: Sequence[bool]) -> float:
@@ -257,7 +245,7 @@ def _curves(results: Sequence[Result], names: Mapping[str, str]) -> list[Panel]:
         for who in _subjects(under[chosen]):
             own = [r for r in results if r.subject.sha256 == who.sha256 and r.cell.threat.norm == norm]
             lines.append(_line(names[who.sha256], own, chosen))
-        title = f"{norm.value}, {_plain(attacks)[chosen]}"
+        title = f"{norm.value}, {chosen}"
         made.append(Curves(title, norm.value, tuple(lines)))
     return made
 
@@ -283,7 +271,7 @@ def _transfer(results: Sequence[Result], names: Mapping[str, str]) -> list[Panel
         found = {(r.subject.sha256, r.source.sha256 if r.source else r.subject.sha256): share(r.robust) for r in part}
         rows = tuple(tuple(found.get((t.sha256, s.sha256)) for s in sources) for t in targets)
         called = [tuple(names[each.sha256] for each in several) for several in (targets, sources)]
-        made.append(Matrix(f"{_plain([attack])[attack]} at {threat}", called[0], called[1], rows))
+        made.append(Matrix(f"{attack} at {threat}", called[0], called[1], rows))
     return made
 
 
@@ -296,12 +284,11 @@ def _union(results: Sequence[Result], names: Mapping[str, str]) -> list[Panel]:
     made: list[Panel] = []
     for threat in sorted({r.cell.threat for r in results}, key=_place):
         part = [r for r in results if r.cell.threat == threat]
-        plain = _plain(sorted({_attack(r) for r in part}))
         for who in _subjects(part):
             own = {}
             for r in (r for r in part if r.subject.sha256 == who.sha256):
                 via = f" from {names[r.source.sha256]}" if r.source else ""
-                own[plain[_attack(r)] + via] = r
+                own[_attack(r) + via] = r
             panel = _sets(f"{names[who.sha256]} at {threat}", own) if len(own) > 1 else None
             made += [panel] if panel else []
     return made
@@ -334,23 +321,22 @@ def _cost(results: Sequence[Result], names: Mapping[str, str]) -> list[Panel]:
         devices = sorted({_device(r) for r in at})
         for device in devices:
             part = [r for r in at if _device(r) == device]
-            plain = _plain(sorted({_attack(r) for r in part}))
-            if len(plain) < 2:
+            if len({_attack(r) for r in part}) < 2:
                 continue
             points: list[Point] = []
             for who in _subjects(part):
                 own = sorted((r for r in part if r.subject.sha256 == who.sha256), key=lambda r: (r.seconds, r.cell.key))
-                points += _points(names[who.sha256], own, plain)
+                points += _points(names[who.sha256], own)
             made.append(Cost(f"{threat}" + (f", {device}" if device else ""), tuple(points)))
     return made
 
 
-def _points(name: str, own: Sequence[Result], plain: Mapping[str, str]) -> list[Point]:
+def _points(name: str, own: Sequence[Result]) -> list[Point]:
     """The cells of one checkpoint, cheapest first, with those on the front marked."""
     best, points = 2.0, []
     for r in own:
         left = share(r.robust)
-        points.append(Point(name, plain[_attack(r)], r.seconds, left, left < best))
+        points.append(Point(name, _attack(r), r.seconds, left, left < best))
         best = min(best, left)
     return points
 

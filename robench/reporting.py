@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -14,6 +15,7 @@ from robench.spec import digest
 from robench.threat import Norm, ThreatModel
 
 R = TypeVar("R", bound=Result | Failure)
+Doubts = Mapping[str, tuple[str, ...]]  # by the digest of a checkpoint, why its numbers are unreliable
 NORMS = list(Norm)
 BLIND = {"torchattacks:Square", "torchattacks:SPSA"}  # of torchattacks, those that see no gradient
 ATTACKS_THAT_SETTLE = {
@@ -24,6 +26,7 @@ ATTACKS_THAT_SETTLE = {
     "fab-t",
 }  # strong enough to suspect the model
 ABSENT = "-"
+TOLD_APART = "v1, v2, or options after the name of an attack: different attacks, since one may be stronger."
 DOUBTED = "!"
 
 
@@ -62,18 +65,20 @@ def tables(records: Iterable[Result | Failure], which: str = "all", diagnoses: I
     Raises:
         StoreError: if there is nothing of that kind.
     """
-    diagnoses = tuple(diagnoses)
-    everything = apart(sorted(records, key=lambda record: record.cell.key))
+    given = sorted(records, key=lambda record: record.cell.key)
+    everything, asked = apart(given), {record.cell.attack for record in given}
     results = [record for record in everything if isinstance(record, Result)]
+    doubted = doubts(results, diagnoses)
     made: list[Table] = []
     groups = sorted({images_of(result) for result in results}, key=str)
     for group in groups:
         part = [result for result in results if images_of(result) == group]
         where = place(group, groups)
+        told = (TOLD_APART,) if any(result.cell.attack not in asked for result in part) else ()
         if which in ("all", "white-box") and any(not r.cell.source for r in part):
-            made.append(_white_box(part, where, diagnoses))
+            made.append(_white_box(part, where, doubted, told))
         if which in ("all", "transfer"):
-            made += _transfer(part, where)
+            made += _transfer(part, where, doubted, told)
     failures = [record for record in everything if isinstance(record, Failure)]
     if not made and not failures:
         raise StoreError(f"no {which} results among {len(everything)} records: robench evaluate, see --help")
@@ -90,8 +95,54 @@ def place(group: tuple[str, str, int, int], groups: Sequence[tuple[str, str, int
 
 
 def apart(records: Iterable[R]) -> list[R]:
-    """Records in which a checkpoint that answers in another way, such as smoothed, is a checkpoint of its own."""
-    return [_apart(record) if record.cell.inference else record for record in records]
+    """Records in which whatever must not be taken for one another has another name.
+
+    A checkpoint that answers in another way, such as smoothed, is a checkpoint of its own. An attack of which these records
+    of the same images hold several versions, or several sets of options in one norm, is an attack for each.
+    """
+    made = [_apart(record) if record.cell.inference else record for record in records]
+    versions: dict[object, set[int]] = {}
+    options: dict[object, list[dict[str, object]]] = {}
+    for record in made:
+        versions.setdefault(_named(record), set()).add(record.cell.version)
+        options.setdefault(_tuned(record), []).append(dict(record.cell.options))
+    told = {key: _differing(several) for key, several in options.items()}
+    return [_called(r, len(versions[_named(r)]) > 1, told[_tuned(r)]) for r in made]
+
+
+def _named(record: Result | Failure) -> object:
+    """What records share whose attacks a table would call the same."""
+    return images_of(record), record.cell.attack
+
+
+def _tuned(record: Result | Failure) -> object:
+    """What records share whose attacks have the same options: transfer has no early stop, and norms have their own."""
+    return (
+        *images_of(record),
+        record.cell.attack,
+        record.cell.version,
+        record.cell.threat.norm,
+        bool(record.cell.source),
+    )
+
+
+def _differing(options: Sequence[Mapping[str, object]]) -> list[str]:
+    """The options that are not the same in all of several sets."""
+    names = sorted({name for each in options for name in each})
+    return [name for name in names if len({digest(each.get(name)) for each in options}) > 1]
+
+
+def _called(record: R, version: bool, options: Sequence[str]) -> R:
+    """A record whose attack is called by its version or by some options, too, where those tell it apart."""
+    cell = record.cell
+    told = [f"v{cell.version}"] if version else []
+    told += [", ".join(f"{name}={cell.options.get(name)}" for name in options)] if options else []
+    return replace(record, cell=replace(cell, attack=" ".join([cell.attack, *told]))) if told else record
+
+
+def _row_of(attack: str) -> str:
+    """The registry's name for an attack: without its options, and without what `apart` adds."""
+    return re.split("[@ ]", attack, maxsplit=1)[0]
 
 
 def _apart(record: R) -> R:
@@ -122,15 +173,15 @@ def _adaptive(result: Result) -> bool:
     return result.cell.inference is not None and result.cell.inference.adaptive
 
 
-def images_of(result: Result) -> tuple[str, str, int, int]:
+def images_of(result: Result | Failure) -> tuple[str, str, int, int]:
     """What results must share to stand in one table: data set, images, how many, and the seed of the attacks."""
     return result.subject.dataset, result.cell.data, result.cell.count, result.cell.seed
 
 
-def _white_box(results: Sequence[Result], where: str, diagnoses: Sequence[Diagnosis] = ()) -> Table:
+def _white_box(results: Sequence[Result], where: str, doubted: Doubts, told: Sequence[str]) -> Table:
     """Rows: checkpoints, supervised first. Columns: clean, threats somebody trained against, unseen threats, worst."""
     subjects = _subjects(results)
-    alone, doubted = unproven(results), doubts(results, diagnoses)
+    alone = unproven(results)
     bits = {
         (r.cell.checkpoint, r.cell.attack, r.cell.threat): r for r in results if not r.cell.source and r not in alone
     }
@@ -167,13 +218,10 @@ def _white_box(results: Sequence[Result], where: str, diagnoses: Sequence[Diagno
         "seen: a checkpoint of this table trained against that threat; unseen: none did.",
         "worst: still right under every attack at that threat, transfer included; worst of all: under every cell.",
         f"{ABSENT}: not evaluated; for a worst case, not evaluated under all of its attacks.",
+        *told,
     ]
     notes += [safe(text) for text in (*_said(results), *smoothing(results), *suspicions(results))]
-    notes += [
-        safe(f"{subject.name} {DOUBTED} unreliable, and in no ranking: {'; '.join(doubted[subject.sha256])}.")
-        for subject in subjects
-        if subject.sha256 in doubted
-    ]
+    notes += unreliable(subjects, doubted)
     return Table(f"White-box accuracy, {where}", tuple(zip(*head, strict=True)), tuple(rows), tuple(notes))
 
 
@@ -192,7 +240,7 @@ def diagnosis_table(record: Diagnosis) -> Table:
     return Table(f"Diagnosis of {safe(record.name)} at {record.threat}", (head,), rows, notes)
 
 
-def doubts(results: Iterable[Result], diagnoses: Iterable[Diagnosis] = ()) -> dict[str, tuple[str, ...]]:
+def doubts(results: Iterable[Result], diagnoses: Iterable[Diagnosis] = ()) -> Doubts:
     """Why the numbers of some checkpoints are unreliable, by digest; no ranking and no bold type may hold those.
 
     Args:
@@ -201,9 +249,8 @@ def doubts(results: Iterable[Result], diagnoses: Iterable[Diagnosis] = ()) -> di
     """
     found: dict[str, set[str]] = {}
     for result in results:
-        flags = {note.removeprefix("flag: ") for note in result.notes if note.startswith("flag: ")}
-        if flags:
-            found.setdefault(result.cell.checkpoint, set()).update(flags)
+        if result.flags:
+            found.setdefault(result.cell.checkpoint, set()).update(result.flags)
     made = {digest: sorted(flags) for digest, flags in found.items()}
     for diagnosis in diagnoses:
         failed = [f"{row.id} {row.name} ({row.reason})" for row in diagnosis.rows if row.verdict == "fail"]
@@ -213,9 +260,24 @@ def doubts(results: Iterable[Result], diagnoses: Iterable[Diagnosis] = ()) -> di
     return {digest: tuple(dict.fromkeys(reasons)) for digest, reasons in made.items()}
 
 
-def marked(subject: Subject, doubted: Container[str]) -> str:
+def reasons(subject: Subject, doubted: Doubts) -> tuple[str, ...]:
+    """Why the numbers of a table's row are unreliable; a smoothed classifier has the doubts of what it smooths."""
+    base = subject.sha256.partition("+")[0]
+    return tuple(dict.fromkeys([*doubted.get(subject.sha256, ()), *doubted.get(base, ())]))
+
+
+def marked(subject: Subject, doubted: Doubts) -> str:
     """A checkpoint's name cell, with a mark where its numbers are unreliable."""
-    return f"{safe(subject.name)} {DOUBTED}" if subject.sha256 in doubted else safe(subject.name)
+    return f"{safe(subject.name)} {DOUBTED}" if reasons(subject, doubted) else safe(subject.name)
+
+
+def unreliable(subjects: Iterable[Subject], doubted: Doubts) -> list[str]:
+    """What stands below a table about its marked rows."""
+    return [
+        safe(f"{subject.name} {DOUBTED} unreliable, and in no ranking: {'; '.join(why)}.")
+        for subject in subjects
+        if (why := reasons(subject, doubted))
+    ]
 
 
 def _said(results: Sequence[Result]) -> list[str]:
@@ -273,7 +335,7 @@ def _settles(result: Result) -> bool:
     """Whether an attack is strong enough, at its full budget, to suspect the model rather than the attack."""
     options = result.cell.options
     full = all(options.get(name, least) >= least for name, least in (("steps", 100), ("queries", 5000)))
-    return full and result.cell.attack.partition("@")[0] in ATTACKS_THAT_SETTLE
+    return full and _row_of(result.cell.attack) in ATTACKS_THAT_SETTLE
 
 
 def _sees_gradients(result: Result) -> bool:
@@ -283,7 +345,7 @@ def _sees_gradients(result: Result) -> bool:
     """
     if result.cell.inference is not None and not result.cell.inference.adaptive:
         return False
-    name = result.cell.attack.partition("@")[0]
+    name = _row_of(result.cell.attack)
     if name in BLIND:
         return False
     row = ATTACKS.rows.get(name)
@@ -327,7 +389,7 @@ def _several(results: Sequence[Result], threat: ThreatModel) -> bool:
     return len({(r.cell.attack, r.cell.source) for r in results if r.cell.threat == threat}) > 1
 
 
-def _transfer(results: Sequence[Result], where: str) -> list[Table]:
+def _transfer(results: Sequence[Result], where: str, doubted: Doubts, told: Sequence[str]) -> list[Table]:
     """One matrix per attack and threat: crafted on the column's model, scored on the row's."""
     made = []
     crossed = [r for r in results if r.cell.source]
@@ -344,13 +406,13 @@ def _transfer(results: Sequence[Result], where: str) -> list[Table]:
                 own = target.sha256 == source.sha256
                 found = bits.get((target.sha256, "" if own else source.sha256))
                 row.append(ABSENT if found is None else accuracy([found]) + ("*" if own else ""))
-            rows.append((safe(target.group), safe(target.name), *row))
+            rows.append((safe(target.group), marked(target, doubted), *row))
         header = ("target \\ source", *[safe(source.name) for source in sources])
         title = f"Black-box transfer, {safe(attack)} at {threat}, {where}"
         note = (
             "Accuracy in per cent of the row's model on images crafted on the column's; * white-box, the same attack."
         )
-        made.append(Table(title, (header,), tuple(rows), (note,)))
+        made.append(Table(title, (header,), tuple(rows), (note, *told, *unreliable(targets, doubted))))
     return made
 
 
@@ -375,7 +437,7 @@ def ordered(subjects: Iterable[Subject]) -> list[Subject]:
 def _rank(attack: str) -> int:
     """The attack's place in the registry."""
     order = list(ATTACKS.rows)
-    return order.index(attack) if attack in order else len(order)
+    return order.index(_row_of(attack)) if _row_of(attack) in order else len(order)
 
 
 def accuracy(columns: Sequence[Sequence[bool]]) -> str:

@@ -19,6 +19,7 @@ from robench.spec import build, digest, plain
 from robench.threat import ThreatModel
 
 FORMAT = 2
+FLAG = "flag: "  # what a note begins with that says a model is not fit for its numbers
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,11 @@ class Result:
     left: Mapping[str, int] = field(default_factory=dict)
     peak_memory: int | None = None
     joules: float | None = None
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """What was found wrong with the model, which none of its numbers may be shown without."""
+        return tuple(note.removeprefix(FLAG) for note in self.notes if note.startswith(FLAG))
 
     @property
     def median_norm(self) -> float | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from robench.errors import StoreError, UsageError, nearest
 from robench.reporting import accuracy
-from robench.results import Cell, Failure, Result, Subject, named, read, safe
+from robench.results import FLAG, Cell, Failure, Result, Subject, named, read, safe
 
 
 def find(folder: Path, text: str) -> Result | Failure:
@@ -111,7 +111,7 @@ def _came(result: Result) -> Iterator[tuple[str, str]]:
         yield "left unbroken by", ", ".join(f"{member} {count}" for member, count in result.left.items())
     yield "cost", ", ".join(_cost(result))
     for note in result.notes:
-        yield ("flag", note.removeprefix("flag: ")) if note.startswith("flag: ") else ("note", note)
+        yield ("flag", note.removeprefix(FLAG)) if note.startswith(FLAG) else ("note", note)
     yield "images broken", f"{len(lost)}: {' '.join(map(str, lost))}" if lost else "none"
 
 

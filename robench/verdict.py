@@ -21,6 +21,7 @@ from robench.geometry import exact_norm, inside, per_image
 from robench.losses import cross_entropy, log_odds
 from robench.noise import ImageGenerator, seed_of
 from robench.protocols import Attack, Classifier
+from robench.results import FLAG
 
 PASSES = 20  # over which a model that answers differently each time is judged
 PROBED = 128  # images a probe looks at
@@ -195,7 +196,7 @@ def probe(model: nn.Module, x: Tensor, y: Tensor, classes: int, batch: int = 500
     if logits.min() >= -1e-3 * reach and (sums - level).abs().max() <= 2e-3 * level.abs() and reach > 0:
         found.append(("G15", "the model returns probabilities where logits are expected, which can hide gradients"))
     found += _gradients(door, x, y)
-    return Probe(False, tuple(dict.fromkeys(f"flag: {text}" for _, text in found)), tuple(found))
+    return Probe(False, tuple(dict.fromkeys(f"{FLAG}{text}" for _, text in found)), tuple(found))
 
 
 def _first_pass(door: Door, x: Tensor) -> Tensor:

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from robench import files
+from robench import diagnosis, files
 from robench.errors import RobenchError, StoreError
 from robench.reporting import Table, apart, images_of
-from robench.results import Failure, Result, column, named, read, safe
+from robench.results import FLAG, Failure, Result, column, named, read, safe
 
 MANIFEST = "tables.json"
 TOLERANCE = 1e-4  # beyond eps, relative: what the rounding of float32 sums may add
@@ -67,8 +67,9 @@ def verify(folder: Path, checkpoints: Path | None = None) -> tuple[list[Check], 
         Check("numbers agree with each other", len(results), tuple(t for r in results for t in inconsistent(r))),
         Check("one value for each cell", len(opened), tuple(_doubled(opened))),
         Check("failed cells", len(failures), said=tuple(f"{_label(f)}: {f.reason}" for f in failures)),
-        Check("flags", len(results), said=tuple(f"{_label(r)}: {n}" for r in results for n in r.notes if _flag(n))),
+        Check("flags", len(results), said=tuple(f"{_label(r)}: {FLAG}{flag}" for r in results for flag in r.flags)),
         Check("the grid is complete", len(results), said=tuple(absent(results))),
+        _diagnoses(folder),
         _leftovers(folder),
     ]
     if checkpoints is not None:
@@ -207,6 +208,16 @@ def _doubled(opened: Iterable[tuple[Path, Result | Failure]]) -> list[str]:
     return wrong
 
 
+def _diagnoses(folder: Path) -> Check:
+    """What `robench diagnose` stored there: whether it can be read, and what it found."""
+    try:
+        found = diagnosis.records(folder)
+    except StoreError as error:
+        return Check("diagnoses", 0, (str(error),))
+    said = tuple(f"{each.name} at {each.threat}: {', '.join(each.failed)} failed" for each in found if each.failed)
+    return Check("diagnoses", len(found), said=said)
+
+
 def _leftovers(folder: Path) -> Check:
     """Temporary files of a process that was killed while it wrote, or that writes now."""
     found = sorted(folder.glob("**/.writing-*"))
@@ -249,10 +260,6 @@ def tables(checks: Sequence[Check]) -> list[Table]:
     notes = [f"WRONG {check.name}: {safe(text)}" for check in checks for text in check.wrong]
     notes += [f"{check.name}: {safe(text)}" for check in checks for text in check.said]
     return [Table("Verification", (("check", "looked at", "", "wrong", "to know"),), rows, tuple(notes))]
-
-
-def _flag(note: str) -> bool:
-    return note.startswith("flag: ")
 
 
 def _label(record: Result | Failure) -> str:

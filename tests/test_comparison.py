@@ -506,3 +506,17 @@ def test_columns_without_a_role_match_no_transfer_figure() -> None:
         assert comparison.nearness(each, black) == 0
     assert comparison.nearness(published("PGD-20", 0.5, "linf-8/255"), black) is None
     assert comparison.nearness(published("PGD-20", 0.5, "linf-8/255", note="looks better at 16/255"), white) == 0
+
+
+def test_a_doubted_checkpoint_is_marked() -> None:
+    doubted = [replace(r, notes=("flag: zero gradients",)) if r.subject == ROCL else r for r in RECORDS]  # type: ignore[type-var]
+    (made, *_) = comparison.tables(doubted, suite("rocl-table1"), load)
+    assert all(row[1].endswith("!") == row[1].startswith("rocl") for row in made.rows)
+    assert any("zero gradients" in note for note in made.notes)
+
+
+def test_the_latest_version_of_an_attack_counts() -> None:
+    old = result(ROCL, 8)
+    new = replace(result(ROCL, 3), cell=replace(old.cell, version=old.cell.version + 1))
+    for records in ([old, new], [new, old]):
+        assert table(records) == table([new])

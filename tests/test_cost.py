@@ -64,6 +64,14 @@ def test_rows_add_up_their_results_and_mark_what_is_worth_it() -> None:
     assert next(row for row in table.rows if row[1] == "dear")[12] == "-"  # fewer attacks would look more robust
 
 
+def test_a_doubted_checkpoint_is_worth_nothing_and_beats_nobody() -> None:
+    spent = {SUBJECT.sha256: ({"seconds": 10.0},)}
+    (sure,), (doubted,) = (cost.tables([result(notes=notes)], spent) for notes in ((), ("flag: zero gradients",)))
+    assert (sure.rows[0][1], sure.rows[0][-2:]) == ("rocl", ("yes", "yes"))
+    assert (doubted.rows[0][1], doubted.rows[0][-2:]) == ("rocl !", ("", ""))
+    assert any("zero gradients" in note for note in doubted.notes)
+
+
 def test_training_records_what_it_cost(tmp_path: Path, run_cli: Cli) -> None:
     short = recipe.load("standard-digits", [("stage.0.epochs", 2)])
     made = train(Run(short, tmp_path / "a"))

@@ -291,7 +291,7 @@ def test_a_flag_is_in_every_format(form: str) -> None:
         name, flags = (
             head.index(text) for text in ("target \\ source" if form == "transfer" else "checkpoint", "flags")
         )
-        doubted = "rocl !" if form == "white-box" else "rocl"
+        doubted = "rocl" if form == "cells" else "rocl !"
         assert {(line[name], line[flags]) for line in lines} >= {(doubted, "zero gradients"), ("pgd-at", "")}
     else:
         assert "zero gradients" in made

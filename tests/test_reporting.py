@@ -273,6 +273,61 @@ def test_results_on_other_images_are_in_another_table(other: Result) -> None:
     assert all(("fgsm" in table.header[-1]) != ("pgd-20" in table.header[-1]) for table in made)
 
 
+def remade(record: Result, **changes: Any) -> Result:
+    """The same but for something of its cell, with no image left robust."""
+    return replace(record, robust=(False,) * len(record.robust), cell=replace(record.cell, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"version": 2}, ("pgd-20 v1", "pgd-20 v2")),
+        ({"options": {"steps": 20}}, ("pgd-20 steps=None", "pgd-20 steps=20")),
+    ],
+)
+def test_another_version_or_options_of_an_attack_are_another_column(
+    changes: dict[str, Any], names: tuple[str, str]
+) -> None:
+    first = result(PGDAT, "pgd-20", "11110000")
+    (made,) = reporting.tables([first, remade(first, **changes), result(ROCL, "pgd-20", "11100000")])
+    shown = dict(zip(made.heads, made.rows[0][1:], strict=True))
+    assert [shown[next(head for head in shown if head.endswith(name))] for name in names] == ["50.0", "0.0"]
+    other = dict(zip(made.heads, made.rows[1][1:], strict=True))
+    assert next(text for head, text in other.items() if head.endswith("worst")) == "-"  # it met only one of them
+    assert any("different attacks" in note for note in made.notes)
+
+
+def test_a_transfer_matrix_holds_one_version_of_an_attack() -> None:
+    own, crossed = result(STANDARD, "pgd-20", "10000000"), result(PGDAT, "pgd-20", "11110000", LINF, STANDARD)
+    records = [own, crossed, remade(crossed, version=2)]
+    titles = [made.title for made in reporting.tables(records, "transfer")]
+    assert [title.split(" at ")[0].removeprefix("Black-box transfer, ") for title in titles] == [
+        "pgd-20 v1",
+        "pgd-20 v2",
+    ]
+
+
+@given(st.lists(st.tuples(st.integers(1, 2), st.sampled_from([{}, {"step": 0.1}]), st.booleans()), max_size=6))
+def test_no_two_records_share_a_cell_of_a_table(kinds: list[tuple[int, dict[str, float], bool]]) -> None:
+    cells = [(version, options, LINF if small else L2) for version, options, small in kinds]
+    base = result(PGDAT, "pgd-20", "11110000").cell
+    records = [
+        replace(result(PGDAT, "pgd-20", "11110000"), cell=replace(base, version=v, options=o, threat=t))
+        for v, o, t in cells
+    ]
+    made = {r.cell.key: r for r in records}
+    told = {(r.cell.attack, r.cell.threat) for r in reporting.apart(made.values())}
+    assert len(told) == len(made)
+
+
+def test_a_doubted_checkpoint_is_marked_in_every_table_and_told_below() -> None:
+    records = [replace(r, notes=("flag: zero gradients",)) if r.subject == ROCL else r for r in RECORDS[:-1]]  # type: ignore[type-var]
+    for made in reporting.tables(records):
+        assert "rocl !" in {row[1] for row in made.rows}
+        assert any("rocl ! unreliable" in note for note in made.notes)
+        assert not {"pgd-at !", "standard !"} & {row[1] for row in made.rows}
+
+
 def test_the_title_says_which_images() -> None:
     few, many = result(PGDAT, "fgsm", "1" * 4), result(PGDAT, "fgsm", "1" * 2000)
     titles = [table.title for table in reporting.tables([few, many])]

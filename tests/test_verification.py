@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from test_results import CELL, LINF, SUBJECT, failure, result
 
+from robench import diagnosis
 from robench.files import sha256
 from robench.results import Store
 from robench.spec import digest
@@ -84,6 +85,21 @@ def test_missing_cells_failures_flags_and_leftovers_are_told_and_not_wrong(folde
     assert code == 0
     for words in ("other: fgsm", "the attack left the ball", "flag: zero gradients", ".writing-x"):
         assert words in out
+
+
+def test_diagnoses_are_looked_at(folder: Path, run_cli: Cli) -> None:
+    rows = (diagnosis.Row("G1", "zero", 1.0, "rule", "fail", "seen"),)
+    made = diagnosis.Diagnosis(SUBJECT.sha256, "rocl", CELL.threat, CELL.data, 11, 9, 0, (), rows)
+    path = diagnosis.put(made, folder)
+    code, out, _ = run_cli("verify", folder)
+    assert code == 0
+    assert "G1 failed" in out
+    code, out, _ = run_cli("report", "--results", folder, "--format", "markdown")
+    assert "rocl !" in out
+    path.write_text(path.read_text().replace('"fail"', '"pass"'))
+    code, out, _ = run_cli("verify", folder)
+    assert code == 1
+    assert path.name in out
 
 
 def test_the_grid_of_a_transfer_leaves_out_a_model_on_itself() -> None:

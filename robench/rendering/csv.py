@@ -34,6 +34,7 @@ def tidy(records: Iterable[Result | Failure]) -> pandas.DataFrame:
             "source": r.source.name if r.source else "",
             "inference": r.cell.inference.label if r.cell.inference else "",
             "attack": r.cell.attack,
+            "attack_version": r.cell.version,
             "threat": str(r.cell.threat),
             "seen": r.cell.threat == r.subject.threat,
             "count": r.cell.count,
@@ -45,7 +46,7 @@ def tidy(records: Iterable[Result | Failure]) -> pandas.DataFrame:
             "seconds": r.seconds,
             "forwards": r.forwards,
             "backwards": r.backwards,
-            "flags": "; ".join(_flags(r)),
+            "flags": "; ".join(r.flags),
             "cell": r.cell.key,
         }
         for r in records
@@ -104,17 +105,12 @@ def _bold(table: Table, row: int) -> list[str]:
     return [table.heads[place - 1] for at, place in sorted(table.bold) if at == row and place]
 
 
-def _flags(result: Result) -> list[str]:
-    """What was found wrong with a model, which no number of it may be shown without."""
-    return [note.removeprefix("flag: ") for note in result.notes if note.startswith("flag: ")]
-
-
 def _flagged(results: Iterable[Result]) -> dict[str, list[str]]:
     """The flags of each row's name, as tables write it."""
     found: dict[str, set[str]] = {}
     for r in apart(results):
-        if flags := _flags(r):
-            found.setdefault(safe(r.subject.name), set()).update(flags)
+        if r.flags:
+            found.setdefault(safe(r.subject.name), set()).update(r.flags)
     return {name: sorted(flags) for name, flags in found.items()}
 
 

@@ -12,6 +12,7 @@ from robench.figures import Figure
 from robench.rendering.drawing import DARK_INK, DARK_PAPER, INK, PAPER, inline
 from robench.rendering.latex import spans
 from robench.reporting import Table
+from robench.results import FLAG
 
 STYLE = f"""
 :root {{ color-scheme: light dark; --paper: {PAPER}; --ink: {INK};
@@ -132,8 +133,7 @@ def html(made: Sequence[Table], drawn: Sequence[Figure] = (), title: str = "robe
 def _table(table: Table) -> str:
     rows = list(_bodies(table))
     notes = "".join(
-        f"<li{' class=flag' if 'flag: ' in note or 'suspect' in note else ''}>{escape(note)}</li>"
-        for note in table.notes
+        f"<li{' class=flag' if FLAG in note or 'suspect' in note else ''}>{escape(note)}</li>" for note in table.notes
     )
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(table.title)}"><table>\n'
