@@ -9,7 +9,7 @@ import pytest
 
 from robench import recipe
 from robench.checkpoint import Checkpoint
-from robench.cli import SMOKE_BATCH, SMOKE_STEPS
+from robench.cli.training import SMOKE_BATCH, SMOKE_STEPS
 from robench.methods import method_for
 from robench.methods.rocl import RoCL
 from robench.protocols import Progress

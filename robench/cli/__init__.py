@@ -1,0 +1,71 @@
+"""The command line. Heavy imports happen inside commands, so that help, lists and reports answer at once."""
+
+from __future__ import annotations
+
+import traceback as tracebacks
+from collections.abc import Sequence
+
+import click
+
+from robench import __version__
+from robench.cli.evaluation import demo, diagnose, evaluate
+from robench.cli.record import list_, show
+from robench.cli.report import plot, report, verify
+from robench.cli.training import sweep, train
+from robench.errors import RobenchError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="robench")
+@click.option("--traceback", is_flag=True, help="Show the traceback of an error; goes anywhere in the line.")
+def cli(traceback: bool) -> None:
+    """Train, attack and tabulate: honest adversarial robustness tables.
+
+    \b
+    robench demo                              the main job on real digits, in minutes
+    robench train rocl                        recipe -> checkpoints/
+    robench evaluate --attack autoattack      checkpoints/ -> results/
+    robench report                            results/ -> tables
+    """  # noqa: D301 (to click the escape means: keep these lines)
+
+
+for command in (train, evaluate, sweep, report, plot, verify, show, diagnose, list_, demo):
+    cli.add_command(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; errors a person can mend are one line and exit code 2."""
+    import sys
+
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    wants_traceback = "--traceback" in given
+    given = [argument for argument in given if argument != "--traceback"]
+    code = 0
+    try:
+        code = cli(given, prog_name="robench", standalone_mode=False) or 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else "", err=True)
+        code = 2
+    except click.exceptions.Abort:
+        click.echo("stopped; what was finished is kept: run the same command again (train: with --resume)", err=True)
+        code = 130
+    except (RobenchError, click.ClickException) as error:
+        if wants_traceback:
+            tracebacks.print_exc()
+        text = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        context = getattr(error, "ctx", None)
+        hint = f" (robench {context.info_name} --help)" if context and context.parent else ""
+        click.echo(f"error: {text}{hint}", err=True)
+        code = 2
+    except BrokenPipeError:
+        code = 1
+    except Exception as error:
+        if wants_traceback:
+            tracebacks.print_exc()
+        click.echo(
+            f"error: {type(error).__name__}: {error}. This is a fault of robench; the same command with --traceback "
+            "shows where",
+            err=True,
+        )
+        code = 70
+    sys.exit(code)

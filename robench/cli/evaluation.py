@@ -1,0 +1,292 @@
+"""`robench evaluate`, `robench diagnose` and `robench demo`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from robench import __version__
+from robench.cli.option import Choice, Threat, checkpoints_option, compute, device_option, results_option, torch_device
+from robench.cli.report import print_report
+from robench.cli.telling import finish, show_tables, tell
+from robench.errors import UsageError
+from robench.threat import ThreatModel
+
+if TYPE_CHECKING:
+    from robench.checkpoint import Checkpoint
+    from robench.evaluation import Job
+    from robench.inference import Inference
+    from robench.suite import Suite
+
+
+@click.command(short_help="Attack checkpoints: checkpoints/ -> results/")
+@click.argument("checkpoint", nargs=-1)
+@click.option("--attack", "attacks", multiple=True, help="An attack: robench list attacks. May repeat.")
+@click.option(
+    "--suite", "suites", multiple=True, help="The columns of a paper's table: robench list suites. May repeat."
+)
+@click.option("--threat", "threats", multiple=True, type=Threat(), help="linf-8/255, l2-0.5, l1-12. May repeat.")
+@click.option(
+    "--source",
+    "sources",
+    multiple=True,
+    metavar="CHECKPOINT",
+    help="Craft on this one (transfer), on several as one ensemble: A+B, or on each that is evaluated: all. May repeat.",
+)
+@click.option("--count", type=int, help="The first COUNT test images; all by default.")
+@click.option("--dataset", help="Evaluate on another data set than the one trained on.")
+@click.option(
+    "--inference",
+    help="tsi: predict from many random augmentations (tsi@area=0.5,hue=0 for others than the recipe's). Attack it by "
+    "eot-pgd or autoattack-rand, which climb through them.",
+)
+@click.option("--draws", type=int, help="For --inference tsi: augmentations an answer is made of; 30 by default.")
+@click.option("--average", help="For --inference tsi: probabilities (the default) or votes.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of the attacks.")
+@click.option("--batch", type=click.IntRange(min=1), default=500, show_default=True, help="Images at once.")
+@compute
+@results_option
+def evaluate(
+    checkpoint: Sequence[str],
+    attacks: Sequence[str],
+    suites: Sequence[str],
+    threats: Sequence[ThreatModel],
+    sources: Sequence[str],
+    count: int | None,
+    dataset: str | None,
+    inference: str | None,
+    draws: int | None,
+    average: str | None,
+    seed: int,
+    batch: int,
+    device: str,
+    threads: int | None,
+    data_root: Path,
+    checkpoints: Path,
+    results: Path,
+) -> None:
+    """Attack CHECKPOINTs (all under checkpoints/ by default) and store a result per cell.
+
+    Cells that are there already are skipped. Exit code 1 when a cell failed; the others still ran. A suite attacks the
+    last epoch, as its paper does, unless a name ends in @best.
+    """
+    from robench.files import check_writable
+    from robench.registry import ATTACKS
+
+    for attack in attacks:
+        ATTACKS.entry(attack)
+    wanted = _suites(suites, attacks, threats, sources, draws)
+    answers = _inference(inference, draws, average)
+    check_writable(results)
+
+    from robench.evaluation import Engine, plan_suite
+    from robench.results import Store
+    from robench.terminal import watched
+
+    with watched() as monitor:
+        engine = Engine(torch_device(device, threads), data_root, batch, monitor)
+        jobs: list[Job] = []
+        if attacks:
+            targets = _targets(checkpoint, checkpoints)
+            jobs += engine.plan(
+                targets,
+                attacks=attacks,
+                threats=threats,
+                sources=[source for text in sources for source in _sources(text, targets, checkpoints)],
+                count=count,
+                seed=seed,
+                dataset=dataset,
+                inference=answers,
+            )
+        if wanted:
+            targets = _targets(checkpoint, checkpoints, last=True)
+            roles = any(suite.roles for suite in wanted)
+            named = [text for text in sources if text != "all"]
+            candidates = _targets(named, checkpoints, last=True, quiet=True) if roles else []
+            for suite in wanted:
+                jobs += plan_suite(
+                    engine,
+                    suite,
+                    targets,
+                    candidates=candidates,
+                    count=count,
+                    seed=seed,
+                    dataset=dataset,
+                    inference=answers,
+                )
+        if not jobs:
+            raise UsageError(
+                f"--source {' --source '.join(sources)} leaves nothing to do: no checkpoint is its own target; "
+                "name another to attack, or leave --source away for a white-box attack"
+            )
+        told = tell(engine.run(list({job.cell.key: job for job in jobs}.values()), Store(results)))
+    finish(told, results)
+
+
+@click.command(short_help="Look for signs of masked gradients: indicators G1 to G16.")
+@click.argument("checkpoint")
+@click.option("--threat", type=Threat(), help="By default what the checkpoint was trained against.")
+@click.option("--source", "sources", multiple=True, metavar="CHECKPOINT", help="A surrogate for transfer. May repeat.")
+@click.option("--count", type=click.IntRange(min=1), help="The first COUNT test images; 256 by default, if there are.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
+@click.option("--format", "form", type=Choice(["terminal", "markdown"]), default="terminal", show_default=True)
+@compute
+@results_option
+def diagnose(
+    checkpoint: str,
+    threat: ThreatModel | None,
+    sources: Sequence[str],
+    count: int | None,
+    seed: int,
+    form: str,
+    device: str,
+    threads: int | None,
+    data_root: Path,
+    checkpoints: Path,
+    results: Path,
+) -> None:
+    """Look for signs that the attacks on a CHECKPOINT fail for a reason other than robustness.
+
+    Passing every indicator does not prove robustness. Exit code 1 when one fails.
+    """
+    from robench import diagnosis
+    from robench.checkpoint import open_checkpoint
+    from robench.files import check_writable
+
+    check_writable(results)
+
+    from robench.evaluation import Engine, diagnosed
+
+    engine = Engine(torch_device(device, threads), data_root)
+    others = [open_checkpoint(text, checkpoints) for text in sources]
+    made = diagnosed(
+        engine, open_checkpoint(checkpoint, checkpoints), threat=threat, sources=others, count=count, seed=seed
+    )
+    from robench.reporting import diagnosis_table
+
+    path = diagnosis.put(made, results)
+    show_tables([diagnosis_table(made)], form)
+    click.echo(f"stored: {path}", err=True)
+    if made.failed:
+        raise SystemExit(1)
+
+
+@click.command(short_help="The main job on real digits, in minutes.")
+@checkpoints_option
+@results_option
+@device_option
+def demo(checkpoints: Path, results: Path, device: str) -> None:
+    """Train five methods on real digits, attack them all, print the tables: the main job in a few minutes.
+
+    A smoke-sized experiment on 8x8 images, not CIFAR-10. Run it again and everything is there already.
+    """
+    from robench import demo as plan
+    from robench.files import check_writable
+    from robench.terminal import say, watched
+
+    check_writable(checkpoints)
+    check_writable(results)
+    say(f"robench {__version__}: {plan.SUMMARY}")
+    with watched() as monitor:
+        told = tell(plan.run(checkpoints, results, torch_device(device), monitor), quiet=True)
+    print_report([record for record, _ in told], "terminal", "all", None, results)
+    say(f"checkpoints: {checkpoints}   results: {results}")
+    say("next: robench report --format markdown, robench train rocl, robench evaluate --attack autoattack")
+    finish(told, results)
+
+
+def _suites(
+    names: Sequence[str],
+    attacks: Sequence[str],
+    threats: Sequence[ThreatModel],
+    sources: Sequence[str],
+    draws: int | None,
+) -> list[Suite]:
+    """The suites that were named; refuses what leaves nothing to do, or would not be heard.
+
+    Raises:
+        UsageError: naming what is missing or too much.
+    """
+    from robench.suite import suite
+
+    found = [suite(name) for name in names]
+    if not attacks and not found:
+        raise UsageError("nothing to do: name an --attack (robench list attacks) or a --suite (robench list suites)")
+    if threats and not attacks:
+        raise UsageError(f"--threat goes with --attack; suite {found[0].name} has threats of its own")
+    if sources and not attacks and not any(each.roles for each in found):
+        raise UsageError(f"--source goes with --attack or a suite of transfers; suite {found[0].name} is white-box")
+    if draws is not None and (own := [each.name for each in found if each.smooths]):
+        raise UsageError(f"suite {own[0]} says itself over how many draws; leave --draws out")
+    return found
+
+
+def _inference(text: str | None, draws: int | None, average: str | None) -> Inference | None:
+    """What `--inference`, `--draws` and `--average` say together.
+
+    Raises:
+        UsageError: for `--draws` or `--average` without `--inference`, or values it does not take.
+    """
+    from robench.inference import parse
+
+    if text is None:
+        if draws is not None or average is not None:
+            raise UsageError("--draws and --average are for --inference tsi")
+        return None
+    return parse(text, draws, average)
+
+
+def _targets(names: Sequence[str], root: Path, *, last: bool = False, quiet: bool = False) -> list[Checkpoint]:
+    """The checkpoints of some names, or every one under a folder that is ready.
+
+    Args:
+        names: runs; all under `root` when empty.
+        root: where runs are.
+        last: open the last epoch where a name does not say which.
+        quiet: do not say what was left out, nor mind if nothing is left.
+
+    Raises:
+        UsageError: if there is nothing.
+    """
+    from robench.checkpoint import open_checkpoint, runs
+    from robench.evaluation import unready
+    from robench.terminal import say
+
+    def opened(name: str) -> Checkpoint:
+        found = open_checkpoint(name, root)
+        named = "@" in name and found.folder.resolve().name != Path(name).name
+        return open_checkpoint(f"{name}@last", root) if last and not named and _has_last(found) else found
+
+    if names:
+        return [opened(name) for name in names]
+    every = [opened(str(folder)) for folder in runs(root)]
+    reasons = list(filter(None, map(unready, every)))
+    for reason in reasons if not quiet else []:
+        say(f"left out: {reason}")
+    targets = [each for each in every if not unready(each)]
+    if not targets and not quiet:
+        raise UsageError(f"there are no checkpoints to evaluate in {root}: robench train rocl, or robench demo")
+    return targets
+
+
+def _has_last(checkpoint: Checkpoint) -> bool:
+    return (checkpoint.folder / "last.json").is_file()
+
+
+def _sources(text: str, targets: Sequence[Checkpoint], root: Path) -> list[list[Checkpoint]]:
+    """What `--source` names: one checkpoint, several joined by plus signs as one ensemble, or each target (`all`)."""
+    from robench.checkpoint import open_checkpoint
+
+    if text == "all":
+        return [[target] for target in targets]
+    name = text.rpartition("@")[0] if text.endswith(("@best", "@last")) else text
+    whole = any((place / name).is_dir() for place in (Path(), root))  # a name may have a plus sign
+    parts = [text] if whole else text.split("+")
+    if not all(parts):
+        raise UsageError(
+            f"--source {text}: an ensemble is CHECKPOINT+CHECKPOINT, with a name on each side of the plus sign"
+        )
+    return [[open_checkpoint(part, root) for part in parts]]

@@ -1,0 +1,92 @@
+"""What several commands understand: types, folders, and where to compute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from robench.errors import UsageError, nearest
+from robench.threat import ThreatModel
+
+if TYPE_CHECKING:
+    import torch
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Threat(click.ParamType[ThreatModel]):
+    """A threat model on the command line."""
+
+    name = "NORM-EPS"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> ThreatModel:
+        """Read it."""
+        return value if isinstance(value, ThreatModel) else ThreatModel.parse(value)
+
+
+class Choice(click.Choice[str]):
+    """A choice that names the nearest match."""
+
+    def get_missing_message(self, param: click.Parameter, ctx: click.Context | None) -> str:
+        """The choices, on the same line."""
+        return f"Choose from {', '.join(self.choices)}"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The choice, or an error with the nearest one."""
+        if value not in self.choices:
+            match = nearest(str(value), self.choices)
+            guess = f" Did you mean {match!r}?" if match else ""
+            raise UsageError(f"{value!r} is not one of {', '.join(self.choices)}.{guess}")
+        return super().convert(value, param, ctx)
+
+
+def _folder(name: str, default: str, what: str) -> Callable[[F], F]:
+    return click.option(name, type=click.Path(path_type=Path), default=default, show_default=True, help=what)
+
+
+checkpoints_option = _folder("--checkpoints", "checkpoints", "Where training runs are.")
+results_option = _folder("--results", "results", "Where results are.")
+data_option = click.option(
+    "--data",
+    "data_root",
+    type=click.Path(path_type=Path),
+    default="data",
+    envvar="ROBENCH_DATA",
+    show_default=True,
+    show_envvar=True,
+    help="Where data sets are kept, or downloaded to.",
+)
+device_option = click.option("--device", type=Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
+threads_option = click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    help="CPU threads; one is often faster for small models or on a busy machine. By default torch decides.",
+)
+
+
+def compute(command: F) -> F:
+    """The options of whatever computes: device, threads, data and checkpoints."""
+    for option in (checkpoints_option, data_option, threads_option, device_option):
+        command = option(command)
+    return command
+
+
+def torch_device(name: str, threads: int | None = None) -> torch.device:
+    """The device that was asked for, or the best there is; sets the number of CPU threads if one is given.
+
+    Raises:
+        UsageError: if it is not there.
+    """
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(device for device, is_there in there.items() if is_there)
+    if not there[name]:
+        raise UsageError(f"--device {name}: this machine has none that torch can use; try --device auto")
+    return torch.device(name)

@@ -1,0 +1,64 @@
+"""What an evaluation says as it goes and at its end, and tables on stdout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from robench.evaluation import Job
+    from robench.reporting import Table
+    from robench.results import Failure, Result
+
+
+def tell(ran: Iterable[tuple[Job, Result | Failure, bool]], quiet: bool = False) -> list[tuple[Result | Failure, bool]]:
+    """Say what each cell gave, as it comes."""
+    from robench.results import Failure, column, named, safe
+    from robench.terminal import say
+
+    told = []
+    for _, record, there in ran:
+        told.append((record, there))
+        via = f" from {record.source.name}" if record.source else ""
+        name = named(record.subject, record.cell.inference)
+        what = f"{name}{via}: {column(record.cell.attack, record.cell.threat)}"
+        if isinstance(record, Failure):
+            say(f"FAILED  {what}: {safe(record.reason)}")
+        elif not quiet:
+            n = record.cell.count
+            note = "  (was there already)" if there else f"  {record.seconds:.1f} s"
+            norm = "" if record.median_norm is None or record.source else f", median norm {record.median_norm:.3g}"
+            accuracy = f"clean {100 * sum(record.clean) / n:.1f} %, robust {100 * sum(record.robust) / n:.1f} %"
+            answers = record.cell.inference
+            alone = ", not adaptive" if answers and not answers.adaptive and not record.source else ""
+            say(f"{what}  {accuracy}{norm}, n {n}{alone}{note}")
+    return told
+
+
+def finish(told: Sequence[tuple[Result | Failure, bool]], results: Path) -> None:
+    """The summary of an evaluation, what its numbers suggest, and its exit code."""
+    from robench.reporting import apart, suspicions
+    from robench.results import FLAG, Failure, Result, safe
+    from robench.terminal import say
+
+    records = apart(record for record, _ in told if isinstance(record, Result))
+    flags = {f"{r.subject.name}: {FLAG}{flag}" for r in records for flag in r.flags}
+    for text in [*sorted(flags), *suspicions(records)]:
+        say(safe(text))
+
+    skipped = sum(there for _, there in told)
+    failed = sum(isinstance(record, Failure) for record, _ in told)
+    say(f"{len(told)} cells: {len(told) - skipped - failed} new, {skipped} already in {results}, {failed} failed")
+    if failed:
+        raise SystemExit(1)
+
+
+def show_tables(made: Sequence[Table], form: str) -> None:
+    """Print tables to stdout."""
+    from robench import terminal
+    from robench.rendering.markdown import markdown
+
+    click.echo(markdown(made) if form == "markdown" else terminal.text(made), nl=False)

@@ -1,0 +1,179 @@
+"""`robench train` and `robench sweep`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from robench.cli.option import Choice, Threat, compute, results_option, torch_device
+from robench.cli.telling import finish, show_tables, tell
+from robench.spec import assignment
+from robench.threat import ThreatModel
+
+SMOKE_STEPS = 2
+SMOKE_BATCH = 16
+
+
+@click.command(short_help="Train a recipe: recipe -> checkpoints/")
+@click.argument("recipe")
+@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a recipe value: stage.0.epochs=2")
+@click.option("--dataset", help="Train on another data set: robench list datasets")
+@click.option(
+    "--resize", type=click.IntRange(min=1), metavar="N", help="Make the images NxN, as an encoder wants them."
+)
+@click.option("--model", help="Train another encoder: robench list models")
+@click.option("--encoder", metavar="CHECKPOINT", help="Start from the encoder of a trained checkpoint.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
+@compute
+@click.option("--out", type=click.Path(path_type=Path), help="The run's folder; by default checkpoints/RECIPE.")
+@click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
+@click.option(
+    "--smoke", is_flag=True, help=f"{SMOKE_STEPS} steps of {SMOKE_BATCH} images a stage, and what a full run takes."
+)
+def train(
+    recipe: str,
+    changes: Sequence[str],
+    dataset: str | None,
+    resize: int | None,
+    model: str | None,
+    encoder: str | None,
+    seed: int,
+    device: str,
+    threads: int | None,
+    data_root: Path,
+    checkpoints: Path,
+    out: Path | None,
+    resume: bool,
+    smoke: bool,
+) -> None:
+    """Train a RECIPE: a name from `robench list recipes`, or the path of a TOML file."""
+    from robench import recipe as recipes
+    from robench.files import check_writable
+    from robench.terminal import say, watched
+
+    pairs = [assignment(text) for text in changes]
+    pairs += [("dataset", dataset)] if dataset else []
+    pairs += [("resize", resize)] if resize else []
+    pairs += [("model", model)] if model else []
+    wanted = recipes.load(recipe, pairs)
+    words = re.sub(r"[^\w.-]+", "-", dataset or "")
+    suffix = ("-smoke" if smoke else "") + (f"-seed{seed}" if seed else "")
+    folder = out or checkpoints / (wanted.name + (f"-{words}" if words else "") + suffix)
+    check_writable(folder.parent)
+
+    from robench import training
+    from robench.checkpoint import open_checkpoint
+    from robench.protocols import Progress
+    from robench.run import Run
+
+    run = Run(
+        recipe=training.smoke(wanted, SMOKE_BATCH) if smoke else wanted,
+        folder=folder,
+        seed=seed,
+        device=torch_device(device, threads),
+        data_root=data_root,
+        steps=SMOKE_STEPS if smoke else None,
+        encoder=open_checkpoint(encoder, checkpoints) if encoder else None,
+    )
+    stages = " then ".join(stage.method for stage in wanted.stage)
+    say(f"{wanted.name}: {stages}, {wanted.model} on {wanted.dataset}, seed {seed}, {run.device} -> {folder}")
+    latest: dict[str, Progress] = {}
+    with watched() as monitor:
+
+        def both(progress: Progress) -> None:
+            latest[progress.task] = progress
+            monitor(progress)
+
+        made = training.train(run, resume=resume, monitor=both)
+    if smoke:
+        times = [progress.values[training.FULL] for progress in latest.values()]
+        say(f"a full run would take here about {' + '.join(times)}; this one was {SMOKE_STEPS} small steps a stage")
+    shown = ", ".join(f"{k} {100 * v:.1f} %" for k, v in made.metrics.items() if k.startswith("validation"))
+    say(f"done: {made.folder} ({made.kind} epoch {made.epoch}{', ' + shown if shown else ''})")
+    say(f"next: robench evaluate {made.folder} --attack pgd-20")
+
+
+@click.command(short_help="Train and attack a grid of recipes: one table of settings")
+@click.argument("recipe")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE,VALUE",
+    help="Values of a recipe key, or of seed, to go through: stage.0.options.regularise=1/16,1/256. May repeat.",
+)
+@click.option(
+    "--attack", "attacks", multiple=True, default=("pgd-20",), show_default=True, help="An attack. May repeat."
+)
+@click.option("--threat", "threats", multiple=True, type=Threat(), help="By default what each run trains against.")
+@click.option("--count", type=int, help="The first COUNT test images; all by default.")
+@click.option("--encoder", metavar="CHECKPOINT", help="Start every run from the encoder of a trained checkpoint.")
+@click.option("--batch", type=click.IntRange(min=1), default=500, show_default=True, help="Images at once, in attacks.")
+@click.option("--plan", "only_plan", is_flag=True, help="Print the runs and stop.")
+@click.option("--format", "form", type=Choice(["terminal", "markdown"]), default="terminal", show_default=True)
+@compute
+@results_option
+def sweep(
+    recipe: str,
+    settings: Sequence[str],
+    attacks: Sequence[str],
+    threats: Sequence[ThreatModel],
+    count: int | None,
+    encoder: str | None,
+    batch: int,
+    only_plan: bool,
+    form: str,
+    device: str,
+    threads: int | None,
+    data_root: Path,
+    checkpoints: Path,
+    results: Path,
+) -> None:
+    """Train every combination of settings of a RECIPE, attack it, and print one table.
+
+    \b
+    robench sweep rocl --set stage.0.options.regularise=1/16,1/256 --set seed=0,1,2
+
+    What is trained or evaluated already is taken as it is, so an interrupted sweep goes on where it stopped. Exit code 1
+    when a cell failed; the others still ran.
+    """  # noqa: D301 (to click the escape means: keep these lines)
+    from robench import sweep as sweeps
+    from robench.checkpoint import open_checkpoint
+    from robench.files import check_writable
+    from robench.recipe import load
+    from robench.terminal import rows, say, watched
+
+    points = sweeps.grid(recipe, sweeps.axes(settings))
+    plan = sweeps.Plan(
+        checkpoints=checkpoints,
+        results=results,
+        attacks=tuple(attacks),
+        threats=tuple(threats),
+        count=count,
+        device=torch_device(device, threads),
+        data_root=data_root,
+        batch=batch,
+        encoder=open_checkpoint(encoder, checkpoints) if encoder else None,
+    )
+    states = sweeps.check(points, plan)
+    if only_plan:
+        lines = [
+            [each.name, ", ".join(f"{key} = {value}" for key, value in each.setting), str(each.seed), states[each.name]]
+            for each in points
+        ]
+        rows(["run", "setting", "seed", "state"], lines)
+        return
+    check_writable(checkpoints)
+    check_writable(results)
+    missing = sum(state != "trained" for state in states.values())
+    say(f"sweep of {recipe}: {len(points)} runs, {missing} to train -> {checkpoints}")
+    ran, told = [], []
+    with watched() as monitor:
+        for point, cells in sweeps.run(points, plan, monitor):
+            told += tell(cells)
+            ran.append((point, [record for _, record, _ in cells]))
+    show_tables(sweeps.table(recipe, ran, load(recipe).published), form)
+    finish(told, results)
