@@ -13,10 +13,8 @@ from robench import data, verdict
 from robench.attacks import attack_for, options_of
 from robench.checkpoint import Checkpoint, nets_after
 from robench.data import Images, Split
-from robench.diagnosis import Diagnosis
 from robench.door import Door, Ensemble, frozen
-from robench.errors import AttackError, CheckpointError, DataError, UsageError
-from robench.indicators import Case, diagnose
+from robench.errors import AttackError, CheckpointError, UsageError
 from robench.inference import Inference
 from robench.meter import Meter
 from robench.models import Nets
@@ -133,8 +131,8 @@ class Engine:
             name = dataset or checkpoint.recipe.dataset
             images = self.images(name, count)
             for each in (checkpoint, *(member for source in every for member in source.members)):
-                _check_fits(each, images)
-                self._loaded(each)
+                check_fits(each, images)
+                self.loaded(each)
             others: list[Source | None] = [s for s in every if checkpoint.sha256 not in s.sha256] if every else [None]
             for source in others:
                 for text in attacks:
@@ -202,7 +200,7 @@ class Engine:
             values = {"cell": _label(job), "": door.said or f"{door.forwards / len(images):.0f} passes an image"}
             self.monitor(Progress("evaluate", done + reached, total, values))
 
-        nets = self._loaded(job.checkpoint)
+        nets = self.loaded(job.checkpoint)
         inference = job.cell.inference
         judged: nn.Module = Smoothed(nets, inference, job.cell.seed) if inference else nets
         door = Door(judged, images.classes, self.batch, watch)
@@ -241,7 +239,7 @@ class Engine:
         key = checkpoint.sha256, images.digest
         if key not in self._probes:
             self._probes[key] = verdict.probe(
-                self._loaded(checkpoint), images.x(slice(verdict.PROBED)), images.y, images.classes, self.batch
+                self.loaded(checkpoint), images.x(slice(verdict.PROBED)), images.y, images.classes, self.batch
             )
         return self._probes[key]
 
@@ -250,7 +248,7 @@ class Engine:
         what = (job.cell.source, job.cell.attack, str(job.cell.threat), job.cell.data, job.cell.seed)
         if job.source and self._crafted is not None and self._crafted[0] == what:
             return self._crafted[1]
-        members = [self._loaded(member) for member in job.source.members] if job.source else [self._attacked(job)]
+        members = [self.loaded(member) for member in job.source.members] if job.source else [self._attacked(job)]
         door = Door(members[0] if len(members) == 1 else Ensemble(members), images.classes, self.batch, watch)
         crafted = verdict.craft(
             door,
@@ -267,7 +265,7 @@ class Engine:
 
     def _attacked(self, job: Job) -> nn.Module:
         """What a white-box attack gets: the networks, or of a smoothed classifier what it can make use of."""
-        nets, inference = self._loaded(job.checkpoint), job.cell.inference
+        nets, inference = self.loaded(job.checkpoint), job.cell.inference
         if inference and inference.adaptive:
             return Glimpse(nets, inference, job.cell.seed)
         row = ATTACKS.rows.get(job.cell.attack.partition("@")[0])
@@ -275,49 +273,11 @@ class Engine:
             return Smoothed(nets, inference, job.cell.seed, "queries")
         return nets
 
-    def _loaded(self, checkpoint: Checkpoint) -> Nets:
+    def loaded(self, checkpoint: Checkpoint) -> Nets:
+        """The networks of a checkpoint on the engine's device, loaded once."""
         if checkpoint.sha256 not in self._nets:
             self._nets[checkpoint.sha256] = checkpoint.load(self.device)
         return self._nets[checkpoint.sha256]
-
-
-def diagnosed(
-    engine: Engine,
-    checkpoint: Checkpoint,
-    *,
-    threat: ThreatModel | None = None,
-    sources: Sequence[Checkpoint] = (),
-    count: int | None = None,
-    seed: int = 0,
-) -> Diagnosis:
-    """All indicators of masked gradients of a checkpoint, on test images it gets right.
-
-    Raises:
-        DataError: if it gets none right.
-    """
-    dataset = checkpoint.recipe.dataset
-    images = engine.images(dataset, min(256, len(engine.images(dataset, None))) if count is None else count)
-    for each in (checkpoint, *sources):
-        _check_fits(each, images)
-    ball = threat or usual_threat(checkpoint.recipe, checkpoint.name)
-    nets = engine._loaded(checkpoint)
-    with frozen(nets), verdict.guarded(seed), verdict.exact():
-        keep = verdict.right(Door(nets, images.classes, engine.batch), images.x(), images.y)
-    if not keep.any():
-        raise DataError(f"{checkpoint.name} gets none of {len(images)} images right, so there is nothing to diagnose")
-    surrogates = tuple(engine._loaded(source) for source in sources)
-    case = Case(nets, images.x()[keep], images.y[keep], images.classes, ball, seed, surrogates, engine.batch)
-    return Diagnosis(
-        checkpoint=checkpoint.sha256,
-        name=checkpoint.name,
-        threat=ball,
-        data=images.digest,
-        count=len(images),
-        correct=int(keep.sum()),
-        seed=seed,
-        sources=tuple(source.sha256 for source in sources),
-        rows=diagnose(case),
-    )
 
 
 def plan_suite(
@@ -448,7 +408,7 @@ def _number(value: float) -> float | None:
     return float(f"{value:.7g}") if value < float("inf") else None
 
 
-def _check_fits(checkpoint: Checkpoint, images: Images) -> None:
+def check_fits(checkpoint: Checkpoint, images: Images) -> None:
     """Say before anything runs that a checkpoint cannot be evaluated on these images."""
     name, recipe = checkpoint.name, checkpoint.recipe
     if reason := unready(checkpoint):

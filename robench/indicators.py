@@ -20,8 +20,11 @@ from robench import verdict
 from robench.attacks.apgd import APGD, APGDT
 from robench.attacks.pgd import FGSM, PGD
 from robench.attacks.square import Square
-from robench.diagnosis import Row, Word
+from robench.checkpoint import Checkpoint
+from robench.diagnosis import Diagnosis, Row, Word
 from robench.door import Door, frozen
+from robench.errors import DataError
+from robench.evaluation import Engine, check_fits, usual_threat
 from robench.geometry import exact_norm, inside
 from robench.losses import log_odds, margin
 from robench.noise import ImageGenerator, seed_of, uniform
@@ -116,6 +119,45 @@ def diagnose(case: Case) -> tuple[Row, ...]:
         for name, run in INDICATORS.items():
             rows[name] = _row(name, None, "not run", blocked) if blocked else run(case)
     return tuple(rows[name] for name in RULES)
+
+
+def diagnosed(
+    engine: Engine,
+    checkpoint: Checkpoint,
+    *,
+    threat: ThreatModel | None = None,
+    sources: Sequence[Checkpoint] = (),
+    count: int | None = None,
+    seed: int = 0,
+) -> Diagnosis:
+    """All indicators of masked gradients of a checkpoint, on test images it gets right.
+
+    Raises:
+        DataError: if it gets none right.
+    """
+    dataset = checkpoint.recipe.dataset
+    images = engine.images(dataset, min(256, len(engine.images(dataset, None))) if count is None else count)
+    for each in (checkpoint, *sources):
+        check_fits(each, images)
+    ball = threat or usual_threat(checkpoint.recipe, checkpoint.name)
+    nets = engine.loaded(checkpoint)
+    with frozen(nets), verdict.guarded(seed), verdict.exact():
+        keep = verdict.right(Door(nets, images.classes, engine.batch), images.x(), images.y)
+    if not keep.any():
+        raise DataError(f"{checkpoint.name} gets none of {len(images)} images right, so there is nothing to diagnose")
+    surrogates = tuple(engine.loaded(source) for source in sources)
+    case = Case(nets, images.x()[keep], images.y[keep], images.classes, ball, seed, surrogates, engine.batch)
+    return Diagnosis(
+        checkpoint=checkpoint.sha256,
+        name=checkpoint.name,
+        threat=ball,
+        data=images.digest,
+        count=len(images),
+        correct=int(keep.sum()),
+        seed=seed,
+        sources=tuple(source.sha256 for source in sources),
+        rows=diagnose(case),
+    )
 
 
 _BLOCKS = (("G13", "the model answers differently each time"), ("G2", "the model has no gradient"))
@@ -242,20 +284,26 @@ def g16(case: Case) -> Row:
 
 
 class _Path(nn.Module):
-    """Stands before a model and notes, for each clean image, the losses along the path and whether any fooled it."""
+    """Stands before a model and notes, for each clean image, the losses along the path and whether any fooled it.
+
+    Only points inside the ball count: PGD in l1 begins in a larger one. The first loss is that of the clean image.
+    """
 
     def __init__(self, case: Case) -> None:
         super().__init__()
         self.case = case
-        self.losses: list[Tensor] = []
+        with torch.no_grad():
+            self.losses: list[Tensor] = [log_odds(case.model(case.x), case.y)]
         self.fooled = torch.zeros_like(case.y, dtype=torch.bool)
 
     def forward(self, x: Tensor) -> Tensor:
         """The model's logits."""
         logits: Tensor = self.case.model(x)
-        seen = logits.detach()[: len(self.case.y)]
-        self.losses.append(log_odds(seen, self.case.y))
-        self.fooled |= margin(seen, self.case.y) > 1e-4 * seen.abs().amax(1)
+        case, count = self.case, len(self.case.y)
+        seen = logits.detach()[:count]
+        counts = inside(exact_norm(x.detach()[:count], case.x, case.threat.norm), case.threat)
+        self.losses.append(torch.where(counts, log_odds(seen, case.y), -torch.inf))
+        self.fooled |= counts & (margin(seen, case.y) > 1e-4 * seen.abs().amax(1))
         return logits
 
 

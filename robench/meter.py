@@ -26,6 +26,29 @@ class Cost:
     joules: float | None
 
 
+def spend(costs: list[dict[str, float]], stage: int, cost: Cost, images: int, *, first: bool) -> None:
+    """Add an epoch, its validation included, to what the stages of a training run have cost.
+
+    Args:
+        costs: of each stage so far, changed in place; empty for a stage that was not measured from its start.
+        stage: which one.
+        cost: of the epoch.
+        images: that it took gradient steps on.
+        first: whether it is the stage's first epoch.
+    """
+    while len(costs) <= stage:
+        costs.append({"seconds": 0.0, "images": 0.0} if first and len(costs) == stage else {})
+    total = costs[stage]
+    if not total:  # its first epochs were run by a version that did not measure
+        return
+    total["seconds"] = round(total["seconds"] + cost.seconds, 3)
+    total["images"] += images
+    if cost.peak_memory is not None:
+        total["peak_memory"] = max(total.get("peak_memory", 0.0), float(cost.peak_memory))
+    if cost.joules is not None:
+        total["joules"] = total.get("joules", 0.0) + cost.joules
+
+
 class Meter:
     """Begins to measure when made.
 

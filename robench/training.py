@@ -18,13 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from robench import checkpoint, data, files, unlabelled
+from robench.admission import check_stages
 from robench.attacks.pgd import PGD
 from robench.augment import augment
 from robench.checkpoint import Checkpoint
 from robench.data import Images, Split
 from robench.door import frozen
 from robench.errors import CheckpointError, TrainingError, UsageError
-from robench.meter import Cost, Meter
+from robench.meter import Meter, spend
 from robench.methods import method_for
 from robench.models import Nets
 from robench.noise import ImageGenerator, seed_of
@@ -78,7 +79,7 @@ def train(run: Run, *, resume: bool = False, monitor: Monitor = unwatched) -> Ch
         held = held.take(slice(64))
     few = data.labelled(kept, run.recipe.labels, run.seed)
     methods = [method_for(stage.method, stage.options) for stage in run.recipe.stage]
-    _check_stages(run, methods, images)
+    check_stages(run, methods, images)
     spare = _spare(run, methods, kept, few)
     nets = _initial_nets(run, images)
     _with_heads(run, nets, methods[0], _State(), images)  # which may be refused, so before anything is written
@@ -131,79 +132,6 @@ def _spare(run: Run, methods: list[Method], kept: Images, few: Images) -> Tensor
         f"stage {wanting[0]} ({run.recipe.stage[wanting[0]].method}) needs images without labels: name some with "
         "--set extra=DATASET or --set extra=npz:FILE, or use fewer labels than there are: --set labels=0.1"
     )
-
-
-def _check_stages(run: Run, methods: list[Method], images: Images) -> None:
-    """Say before any training what could only fail later."""
-    trained: set[str] = {"encoder"} if run.encoder else set()
-    for number, method in enumerate(methods):
-        if method.select not in ("clean", "robust", "last"):
-            raise UsageError(f"stage {number}: its method's `select` is {method.select!r}; use clean, robust or last")
-        builds = "encoder" in method.trains and not getattr(method, "finetunes", False)
-        if not builds and "encoder" not in trained and not run.steps:
-            does = "fine-tunes an encoder" if "encoder" in method.trains else "keeps the encoder as it is"
-            raise UsageError(
-                f"stage {number} ({run.recipe.stage[number].method}) {does}, and nothing has trained one: "
-                "name a checkpoint with --encoder, or put a stage before it"
-            )
-        if "encoder" in method.trains:
-            trained.add("encoder")
-        if getattr(method, "exact", False):
-            _check_exact(number, run.recipe.stage[number])
-        if getattr(method, "pseudo", 0.0):
-            _check_pseudo(number, run.recipe.stage[number], methods[:number])
-        if min(run.recipe.stage[number].batch, len(images)) < (fewest := getattr(method, "fewest", 1)):
-            raise UsageError(
-                f"stage {number} ({run.recipe.stage[number].method}) compares images with each other and needs at least "
-                f"{fewest} a step, not {min(run.recipe.stage[number].batch, len(images))}: --set stage.{number}.batch={fewest}"
-            )
-        against = getattr(method, "adversarial", method.select == "robust")
-        if against and run.recipe.threat is None:
-            raise UsageError(
-                f"stage {number} ({run.recipe.stage[number].method}) needs a threat: --set threat=linf-8/255"
-            )
-    if run.encoder and (run.encoder.recipe.model, run.encoder.shape) != (run.recipe.model, images.shape):
-        raise CheckpointError(_unfit(run, run.encoder, images))
-    if run.encoder and run.encoder.recipe.normalise != run.recipe.normalise:
-        raise CheckpointError(
-            f"the encoder of {run.encoder.name} was trained with normalise={run.encoder.recipe.normalise}; "
-            f"--set normalise={str(run.encoder.recipe.normalise).lower()}"
-        )
-
-
-def _unfit(run: Run, encoder: Checkpoint, images: Images) -> str:
-    """Why an encoder cannot be put before a recipe's heads, and what to change."""
-    model, size = encoder.recipe.model, encoder.shape[1]
-    theirs = f"{model} for {'x'.join(map(str, encoder.shape))} images"
-    ours = f"{run.recipe.model} for {'x'.join(map(str, images.shape))} images"
-    ways = [f"--model {model}"] if model != run.recipe.model else []
-    if encoder.shape != images.shape:
-        can = encoder.shape[0] == images.shape[0] and encoder.shape[1] == encoder.shape[2]
-        ways.append(f"--resize {size}" if can else f"--dataset {encoder.recipe.dataset}")
-    return f"the encoder of {encoder.name} is {theirs}; this recipe wants {ours}. Use {' '.join(ways)}"
-
-
-def _check_exact(number: int, stage: Stage) -> None:
-    """A stage that is solved at once has no use for epochs and cannot see more than one view of an image."""
-    if stage.epochs != 1 or stage.augment.name != "none":
-        raise UsageError(
-            f"stage {number} ({stage.method}) computes features once and solves the rest at once: "
-            f"--set stage.{number}.epochs=1 --set stage.{number}.augment.name=none"
-        )
-
-
-def _check_pseudo(number: int, stage: Stage, before: list[Method]) -> None:
-    """A stage with pseudo-labels needs a classifier that gives them, and room for both kinds of images in a batch."""
-    if not any("head" in method.trains for method in before):
-        raise UsageError(
-            f"stage {number} ({stage.method}) has its pseudo-labels from the classifier of an earlier stage, and none "
-            "trains one: put a [[stage]] such as standard before it"
-        )
-    if stage.batch < 2:
-        raise UsageError(
-            f"stage {number} ({stage.method}) takes labelled and pseudo-labelled images at each step, so at least 2: "
-            f"--set stage.{number}.batch=2"
-        )
 
 
 def _initial_nets(run: Run, images: Images, stage: int = 0) -> Nets:
@@ -290,7 +218,8 @@ def _run_stage(
             row |= validate(nets, held, run.recipe.threat if method.select == "robust" else None, seed=run.seed)
         if held is not None and "head" not in method.trains and _due(stage, state.epoch, last):
             row |= probe(nets, few.take(slice(8 * len(held))) if run.steps else few, held)
-        _spend(state, meter.read(), _images_an_epoch(run, stage, method, kept))
+        taken = _images_an_epoch(run, stage, method, kept)
+        spend(state.cost, state.stage, meter.read(), taken, first=state.epoch == 1)
         state.log.append(row)
         reached = Checkpoint(
             folder=run.folder,
@@ -332,21 +261,6 @@ def _images_an_epoch(run: Run, stage: Stage, method: Method, kept: Images) -> in
         return min(len(kept), run.steps * stage.batch) if run.steps else len(kept)
     batch = min(stage.batch, len(kept))
     return batch * min(len(kept) // batch, run.steps or len(kept))
-
-
-def _spend(state: _State, cost: Cost, images: int) -> None:
-    """Add an epoch, its validation included, to the cost of its stage."""
-    while len(state.cost) <= state.stage:
-        state.cost.append({} if len(state.cost) < state.stage or state.epoch > 1 else {"seconds": 0.0, "images": 0.0})
-    total = state.cost[state.stage]
-    if not total:  # its first epochs were run by a version that did not measure
-        return
-    total["seconds"] = round(total["seconds"] + cost.seconds, 3)
-    total["images"] += images
-    if cost.peak_memory is not None:
-        total["peak_memory"] = max(total.get("peak_memory", 0.0), float(cost.peak_memory))
-    if cost.joules is not None:
-        total["joules"] = total.get("joules", 0.0) + cost.joules
 
 
 def _due(stage: Stage, epoch: int, last: bool) -> bool:

@@ -1,5 +1,6 @@
 """Masked toy models are caught by two or more indicators, honest ones by none, and reports carry what was found."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -28,7 +29,7 @@ def digits() -> tuple[Tensor, Tensor]:
 
 
 @cache
-def trained(robust: bool = True, seed: int = 0) -> nn.Module:
+def net_for(robust: bool = True, seed: int = 0) -> nn.Module:
     """A small net, trained on all but the last 300 digits."""
     x, y = (part[:-300] for part in digits())
     torch.manual_seed(seed)
@@ -60,7 +61,7 @@ class Flipped(torch.autograd.Function):
 class Masked(nn.Module):
     def __init__(self, kind: str) -> None:
         super().__init__()
-        self.net, self.kind = trained(), kind
+        self.net, self.kind = net_for(), kind
 
     def forward(self, x: Tensor) -> Tensor:
         net = self.net
@@ -88,11 +89,11 @@ class Masked(nn.Module):
         raise AssertionError(self.kind)
 
 
-def found(model: nn.Module, threat: ThreatModel = THREAT) -> dict[str, Row]:
+def found(model: nn.Module, threat: ThreatModel = THREAT, sources: Sequence[nn.Module] = ()) -> dict[str, Row]:
     x, y = (part[-300:] for part in digits())
     with torch.no_grad():
         keep = (model(x).argmax(1) == y).nonzero().squeeze(1)[:128]
-    rows = diagnose(Case(model, x[keep], y[keep], 10, threat))
+    rows = diagnose(Case(model, x[keep], y[keep], 10, threat, sources=sources))
     assert [row.id for row in rows] == list(RULES)
     return {row.id: row for row in rows}
 
@@ -108,10 +109,20 @@ def test_masked_models_are_caught_twice(kind: str) -> None:
 
 @pytest.mark.parametrize(("robust", "seed", "eps"), [(True, 0, "0.1"), (True, 1, "0.06"), (False, 0, "0.1")])
 def test_honest_models_raise_nothing(robust: bool, seed: int, eps: str) -> None:
-    rows = found(trained(robust, seed), ThreatModel.parse(f"linf-{eps}"))
+    rows = found(net_for(robust, seed), ThreatModel.parse(f"linf-{eps}"))
     assert not failed(rows)
     assert rows["G10"].verdict == "not run"
     assert "--source" in rows["G10"].reason
+
+
+@pytest.mark.parametrize("threat", ["l2-0.5", "l1-2"])
+def test_honest_models_raise_nothing_in_other_norms(threat: str) -> None:
+    assert not failed(found(net_for(), ThreatModel.parse(threat)))
+
+
+def test_images_of_the_undefended_twin_give_a_masked_model_away_and_no_honest_one() -> None:
+    assert found(Masked("quantised"), sources=[net_for()])["G10"].verdict == "fail"
+    assert found(net_for(), sources=[net_for(seed=1)])["G10"].verdict == "pass"
 
 
 @pytest.mark.parametrize(("kind", "name"), [("random", "G13"), ("inner", "G14"), ("interrupted", "G2")])
@@ -141,3 +152,25 @@ def test_only_failed_rows_make_doubts() -> None:
     good = replace(example(), rows=example().rows[1:])
     assert reporting.doubts([], [good]) == {}
     assert "G1" in reporting.doubts([], [example()])["a" * 64][0]
+
+
+def test_the_command_stores_what_it_prints_and_reports_carry_it(
+    trained: Path, tmp_path: Path, run_cli: Callable[..., tuple[int, str, str]]
+) -> None:
+    where = ("--checkpoints", trained, "--results", tmp_path)
+    code, out, err = run_cli("diagnose", "pgd-at-digits", "--source", "standard-digits", "--count", 64, *where)
+    (made,) = diagnosis.records(tmp_path)
+    assert code == bool(made.failed)
+    assert [row.id for row in made.rows] == list(RULES)
+    assert "G16" in out
+    assert str(tmp_path) in err
+    code, out, err = run_cli("diagnose", "pgd-at-digit", *where)
+    assert (code, out) == (2, "")
+    assert "pgd-at-digits" in err
+    broken = replace(made, rows=(replace(made.rows[0], verdict="fail"), *made.rows[1:]))
+    diagnosis.put(broken, tmp_path)
+    run_cli("evaluate", "pgd-at-digits", "--attack", "fgsm", "--threat", "linf-0.1", "--count", 8, *where)
+    for form in ("terminal", "markdown", "latex", "json"):
+        code, out, err = run_cli("report", "--results", tmp_path, "--format", form)
+        assert "pgd-at-digits !" in out
+        assert "G1 zero" in out

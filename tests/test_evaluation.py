@@ -467,7 +467,7 @@ def test_broken_weights_are_never_scored(engine: Engine, standard: Checkpoint) -
 @pytest.mark.parametrize("attack", [Gradients, Raises, Trains])
 def test_networks_are_given_back_as_they_were(engine: Engine, standard: Checkpoint, attack: type) -> None:
     engine.evaluate(cell(engine, standard, name(attack)))
-    nets = engine._loaded(standard)
+    nets = engine.loaded(standard)
     assert all(parameter.requires_grad and parameter.grad is None for parameter in nets.parameters())
     assert not any(module.training for module in nets.modules())
 

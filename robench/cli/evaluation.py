@@ -158,7 +158,8 @@ def diagnose(
 
     check_writable(results)
 
-    from robench.evaluation import Engine, diagnosed
+    from robench.evaluation import Engine
+    from robench.indicators import diagnosed
 
     engine = Engine(torch_device(device, threads), data_root)
     others = [open_checkpoint(text, checkpoints) for text in sources]
