@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING
 import click
 
 from robench import __version__
-from robench.cli.option import Choice, Threat, checkpoints_option, compute, device_option, results_option, torch_device
+from robench.cli.option import (
+    Choice,
+    Threat,
+    Where,
+    checkpoints_option,
+    compute,
+    device_option,
+    results_option,
+    torch_device,
+)
 from robench.cli.report import print_report
 from robench.cli.telling import finish, show_tables, tell
 from robench.errors import UsageError
@@ -62,10 +71,7 @@ def evaluate(
     average: str | None,
     seed: int,
     batch: int,
-    device: str,
-    threads: int | None,
-    data_root: Path,
-    checkpoints: Path,
+    where: Where,
     results: Path,
 ) -> None:
     """Attack CHECKPOINTs (all under checkpoints/ by default) and store a result per cell.
@@ -87,25 +93,25 @@ def evaluate(
     from robench.terminal import watched
 
     with watched() as monitor:
-        engine = Engine(torch_device(device, threads), data_root, batch, monitor)
+        engine = Engine(where.device, where.data_root, batch, monitor)
         jobs: list[Job] = []
         if attacks:
-            targets = _targets(checkpoint, checkpoints)
+            targets = _targets(checkpoint, where.checkpoints)
             jobs += engine.plan(
                 targets,
                 attacks=attacks,
                 threats=threats,
-                sources=[source for text in sources for source in _sources(text, targets, checkpoints)],
+                sources=[source for text in sources for source in _sources(text, targets, where.checkpoints)],
                 count=count,
                 seed=seed,
                 dataset=dataset,
                 inference=answers,
             )
         if wanted:
-            targets = _targets(checkpoint, checkpoints, last=True)
+            targets = _targets(checkpoint, where.checkpoints, last=True)
             roles = any(suite.roles for suite in wanted)
             named = [text for text in sources if text != "all"]
-            candidates = _targets(named, checkpoints, last=True, quiet=True) if roles else []
+            candidates = _targets(named, where.checkpoints, last=True, quiet=True) if roles else []
             for suite in wanted:
                 jobs += plan_suite(
                     engine,
@@ -142,10 +148,7 @@ def diagnose(
     count: int | None,
     seed: int,
     form: str,
-    device: str,
-    threads: int | None,
-    data_root: Path,
-    checkpoints: Path,
+    where: Where,
     results: Path,
 ) -> None:
     """Look for signs that the attacks on a CHECKPOINT fail for a reason other than robustness.
@@ -161,10 +164,10 @@ def diagnose(
     from robench.evaluation import Engine
     from robench.indicators import diagnosed
 
-    engine = Engine(torch_device(device, threads), data_root)
-    others = [open_checkpoint(text, checkpoints) for text in sources]
+    engine = Engine(where.device, where.data_root)
+    others = [open_checkpoint(text, where.checkpoints) for text in sources]
     made = diagnosed(
-        engine, open_checkpoint(checkpoint, checkpoints), threat=threat, sources=others, count=count, seed=seed
+        engine, open_checkpoint(checkpoint, where.checkpoints), threat=threat, sources=others, count=count, seed=seed
     )
     from robench.reporting import diagnosis_table
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -67,11 +69,39 @@ threads_option = click.option(
 )
 
 
-def compute(command: F) -> F:
-    """The options of whatever computes: device, threads, data and checkpoints."""
+@dataclass(frozen=True)
+class Where:
+    """Where a command computes, and where it finds what it needs.
+
+    Attributes:
+        name: of the device, or `auto`.
+        threads: of the CPU; torch decides when None.
+        data_root: where data sets are.
+        checkpoints: where training runs are.
+    """
+
+    name: str
+    threads: int | None
+    data_root: Path
+    checkpoints: Path
+
+    @property
+    def device(self) -> torch.device:
+        """The device that was asked for, which imports torch."""
+        return torch_device(self.name, self.threads)
+
+
+def compute(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of whatever computes, as one `where`."""
+
+    @wraps(command)
+    def told(device: str, threads: int | None, data_root: Path, checkpoints: Path, **others: Any) -> None:
+        command(where=Where(device, threads, data_root, checkpoints), **others)
+
+    made: Callable[..., None] = told
     for option in (checkpoints_option, data_option, threads_option, device_option):
-        command = option(command)
-    return command
+        made = option(made)
+    return made
 
 
 def torch_device(name: str, threads: int | None = None) -> torch.device:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from robench.cli.option import Choice, compute, results_option, torch_device
+from robench.cli.option import Choice, Where, compute, results_option
 from robench.errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,10 +26,7 @@ def show(
     cell: str,
     images: int | None,
     out: Path | None,
-    device: str,
-    threads: int | None,
-    data_root: Path,
-    checkpoints: Path,
+    where: Where,
     results: Path,
 ) -> None:
     """Explain one CELL in words: a key, its beginning, or the path of a record.
@@ -48,7 +45,7 @@ def show(
         return
     if isinstance(record, Failure) or not showing.broken(record):
         raise UsageError("this cell has no broken images to draw")
-    _draw(record, images, out, torch_device(device, threads), data_root, checkpoints)
+    _draw(record, images, out, where.device, where.data_root, where.checkpoints)
 
 
 def _draw(record: Result, count: int, out: Path, device: torch.device, data_root: Path, root: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from robench.cli.option import Choice, Threat, compute, results_option, torch_device
+from robench.cli.option import Choice, Threat, Where, compute, results_option
 from robench.cli.telling import finish, show_tables, tell
 from robench.spec import assignment
 from robench.threat import ThreatModel
@@ -41,10 +41,7 @@ def train(
     model: str | None,
     encoder: str | None,
     seed: int,
-    device: str,
-    threads: int | None,
-    data_root: Path,
-    checkpoints: Path,
+    where: Where,
     out: Path | None,
     resume: bool,
     smoke: bool,
@@ -61,7 +58,7 @@ def train(
     wanted = recipes.load(recipe, pairs)
     words = re.sub(r"[^\w.-]+", "-", dataset or "")
     suffix = ("-smoke" if smoke else "") + (f"-seed{seed}" if seed else "")
-    folder = out or checkpoints / (wanted.name + (f"-{words}" if words else "") + suffix)
+    folder = out or where.checkpoints / (wanted.name + (f"-{words}" if words else "") + suffix)
     check_writable(folder.parent)
 
     from robench import training
@@ -73,10 +70,10 @@ def train(
         recipe=training.smoke(wanted, SMOKE_BATCH) if smoke else wanted,
         folder=folder,
         seed=seed,
-        device=torch_device(device, threads),
-        data_root=data_root,
+        device=where.device,
+        data_root=where.data_root,
         steps=SMOKE_STEPS if smoke else None,
-        encoder=open_checkpoint(encoder, checkpoints) if encoder else None,
+        encoder=open_checkpoint(encoder, where.checkpoints) if encoder else None,
     )
     stages = " then ".join(stage.method for stage in wanted.stage)
     say(f"{wanted.name}: {stages}, {wanted.model} on {wanted.dataset}, seed {seed}, {run.device} -> {folder}")
@@ -126,10 +123,7 @@ def sweep(
     batch: int,
     only_plan: bool,
     form: str,
-    device: str,
-    threads: int | None,
-    data_root: Path,
-    checkpoints: Path,
+    where: Where,
     results: Path,
 ) -> None:
     """Train every combination of settings of a RECIPE, attack it, and print one table.
@@ -148,15 +142,15 @@ def sweep(
 
     points = sweeps.grid(recipe, sweeps.axes(settings))
     plan = sweeps.Plan(
-        checkpoints=checkpoints,
+        checkpoints=where.checkpoints,
         results=results,
         attacks=tuple(attacks),
         threats=tuple(threats),
         count=count,
-        device=torch_device(device, threads),
-        data_root=data_root,
+        device=where.device,
+        data_root=where.data_root,
         batch=batch,
-        encoder=open_checkpoint(encoder, checkpoints) if encoder else None,
+        encoder=open_checkpoint(encoder, where.checkpoints) if encoder else None,
     )
     states = sweeps.check(points, plan)
     if only_plan:
@@ -166,10 +160,10 @@ def sweep(
         ]
         rows(["run", "setting", "seed", "state"], lines)
         return
-    check_writable(checkpoints)
+    check_writable(where.checkpoints)
     check_writable(results)
     missing = sum(state != "trained" for state in states.values())
-    say(f"sweep of {recipe}: {len(points)} runs, {missing} to train -> {checkpoints}")
+    say(f"sweep of {recipe}: {len(points)} runs, {missing} to train -> {where.checkpoints}")
     ran, told = [], []
     with watched() as monitor:
         for point, cells in sweeps.run(points, plan, monitor):
