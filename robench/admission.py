@@ -10,6 +10,30 @@ from robench.recipe import Stage
 from robench.run import Run
 
 
+def pseudo_share(method: Method) -> float:
+    """The share of each batch that a method wants pseudo-labels for."""
+    return float(getattr(method, "pseudo", 0.0))
+
+
+def check_extra(run: Run, methods: list[Method]) -> None:
+    """Whether there are images without labels where a stage wants some, and only there; needs no data.
+
+    Raises:
+        UsageError: naming the stage, or what has no use.
+    """
+    wanting = [number for number, method in enumerate(methods) if pseudo_share(method)]
+    if run.recipe.extra and not wanting:
+        raise UsageError(
+            f"extra={run.recipe.extra} names images without labels, and no stage makes pseudo-labels for them: "
+            "train rst, or leave extra away"
+        )
+    if wanting and not run.recipe.extra and run.recipe.labels == 1 and not run.steps:
+        raise UsageError(
+            f"stage {wanting[0]} ({run.recipe.stage[wanting[0]].method}) needs images without labels: name some with "
+            "--set extra=DATASET or --set extra=npz:FILE, or use fewer labels than there are: --set labels=0.1"
+        )
+
+
 def check_stages(run: Run, methods: list[Method], images: Images) -> None:
     """Look at every stage for what could only fail later.
 
@@ -37,7 +61,7 @@ def check_stages(run: Run, methods: list[Method], images: Images) -> None:
             trained.add("encoder")
         if getattr(method, "exact", False):
             _check_exact(number, run.recipe.stage[number])
-        if getattr(method, "pseudo", 0.0):
+        if pseudo_share(method):
             _check_pseudo(number, run.recipe.stage[number], methods[:number])
         if min(run.recipe.stage[number].batch, len(images)) < (fewest := getattr(method, "fewest", 1)):
             raise UsageError(

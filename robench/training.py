@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from robench import checkpoint, data, files, unlabelled
-from robench.admission import check_stages
+from robench.admission import check_extra, check_stages, pseudo_share
 from robench.attacks.pgd import PGD
 from robench.augment import augment
 from robench.checkpoint import Checkpoint
@@ -72,15 +72,16 @@ def train(run: Run, *, resume: bool = False, monitor: Monitor = unwatched) -> Ch
     """
     files.check_writable(run.folder.parent)
     check_folder(run, resume)
+    methods = [method_for(stage.method, stage.options) for stage in run.recipe.stage]
+    check_extra(run, methods)
     images = data.load(run.recipe.dataset, Split.TRAIN, run.data_root)
     kept, held = data.hold_out(images, run.recipe.validation)
     kept, held = kept.to(run.device), held.to(run.device) if held else None
     if run.steps and held:
         held = held.take(slice(64))
     few = data.labelled(kept, run.recipe.labels, run.seed)
-    methods = [method_for(stage.method, stage.options) for stage in run.recipe.stage]
     check_stages(run, methods, images)
-    spare = _spare(run, methods, kept, few)
+    spare = _spare(run, kept, few) if any(map(pseudo_share, methods)) else kept.pixels[:0]
     nets = _initial_nets(run, images)
     _with_heads(run, nets, methods[0], _State(), images)  # which may be refused, so before anything is written
     files.check_writable(run.folder)
@@ -90,7 +91,7 @@ def train(run: Run, *, resume: bool = False, monitor: Monitor = unwatched) -> Ch
     while state.stage < len(methods):
         stage, method = run.recipe.stage[state.stage], methods[state.stage]
         chosen = few if method.supervised else kept
-        if share := getattr(method, "pseudo", 0.0):
+        if share := pseudo_share(method):
             if state.pseudo is None:
                 state.pseudo = unlabelled.pseudo_labels(nets, spare)
                 nets.encoder.load_state_dict(_initial_nets(run, images, state.stage).encoder.state_dict())
@@ -104,34 +105,21 @@ def train(run: Run, *, resume: bool = False, monitor: Monitor = unwatched) -> Ch
     return checkpoint.open_checkpoint(str(run.folder), run.folder.parent)
 
 
-def _spare(run: Run, methods: list[Method], kept: Images, few: Images) -> Tensor:
+def _spare(run: Run, kept: Images, few: Images) -> Tensor:
     """The pixels of the images without labels: those that the share of labels leaves out, then the extra ones.
 
     A smoke run needs none: where there are none, the labelled ones stand for them.
 
     Raises:
-        UsageError: if a stage needs some and there are none, or there are extra ones and no stage for them.
+        UsageError: if the share of labels is so large that none is left.
     """
-    wanting = [number for number, method in enumerate(methods) if getattr(method, "pseudo", 0.0)]
-    if not wanting:
-        if run.recipe.extra:
-            raise UsageError(
-                f"extra={run.recipe.extra} names images without labels, and no stage makes pseudo-labels for them: "
-                "train rst, or leave extra away"
-            )
-        return kept.pixels[:0]
     parts = [data.unlabelled(kept, run.recipe.labels, run.seed)]
     if run.recipe.extra:
         parts.append(unlabelled.pixels_like(run.recipe.extra, kept, run.data_root).to(run.device))
     pixels = torch.cat(parts)
-    if len(pixels):
-        return pixels
-    if run.steps:
-        return few.pixels
-    raise UsageError(
-        f"stage {wanting[0]} ({run.recipe.stage[wanting[0]].method}) needs images without labels: name some with "
-        "--set extra=DATASET or --set extra=npz:FILE, or use fewer labels than there are: --set labels=0.1"
-    )
+    if not len(pixels) and not run.steps:
+        raise UsageError(f"labels={run.recipe.labels:g} leaves no image without a label: --set labels=0.1")
+    return pixels if len(pixels) else few.pixels
 
 
 def _initial_nets(run: Run, images: Images, stage: int = 0) -> Nets:

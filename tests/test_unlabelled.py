@@ -419,3 +419,10 @@ def test_images_without_labels_help(tmp_path: Path) -> None:
         figures[name] = training.validate(nets, test, found.threat, seed=0)
     assert figures["rst"]["validation robust"] > figures["alone"]["validation robust"] + 0.03
     assert figures["rst"]["validation clean"] > figures["alone"]["validation clean"] - 0.02
+
+
+def test_a_share_of_labels_that_leaves_nothing_is_refused(tmp_path: Path) -> None:
+    wanted = recipe.load("rst-digits", [("labels", 0.99999)])
+    with pytest.raises(UsageError, match="leaves no image without a label"):
+        train(Run(wanted, tmp_path / "a"))
+    assert not (tmp_path / "a").exists()
