@@ -312,6 +312,7 @@ ATTACKS = Registry(
             options={"targeted": False},
             paper="Croce & Hein 2020b",
             cost="209 + 900",
+            exempt={"I7": "a single walk may never cross a boundary; the reference's stays behind on the same image"},
         ),
         _attack(
             "deepfool",

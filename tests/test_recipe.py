@@ -7,7 +7,7 @@ import pytest
 
 from robench import recipe
 from robench.checkpoint import nets_after
-from robench.cli import SMOKE_BATCH
+from robench.cli.training import SMOKE_BATCH
 from robench.errors import UsageError
 from robench.methods import method_for
 from robench.recipe import Recipe, Schedule
