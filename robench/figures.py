@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from robench.diagnosis import Diagnosis
 from robench.errors import StoreError
-from robench.reporting import NORMS, apart, images_of, ordered, place, unproven
+from robench.reporting import NORMS, Doubts, apart, doubts, images_of, ordered, place, reasons, unproven
 from robench.results import FLAG, Failure, Result, Subject, safe
 from robench.threat import ThreatModel
 
@@ -129,12 +130,15 @@ class Figure:
     panels: tuple[Panel, ...]
 
 
-def figures(records: Iterable[Result | Failure], kind: str = "all") -> list[Figure]:
+def figures(
+    records: Iterable[Result | Failure], kind: str = "all", diagnoses: Iterable[Diagnosis] = ()
+) -> list[Figure]:
     """The figures of some records, one of each kind for each data set, images and seed; never mixed.
 
     Args:
         records: results; failures are passed over.
         kind: a key of `KINDS`, or `all`.
+        diagnoses: of some checkpoints; those that failed are flagged.
 
     Raises:
         StoreError: if the results give no figure of that kind.
@@ -143,13 +147,14 @@ def figures(records: Iterable[Result | Failure], kind: str = "all") -> list[Figu
     alone = {r.cell.key for r in unproven(results)}
     results = [r for r in results if r.cell.key not in alone]
     groups = sorted({images_of(r) for r in results}, key=str)
+    doubted = doubts((), diagnoses)
     made = []
     for each, (what, caption, panels, _) in KINDS.items():
         for group in groups if kind in ("all", each) else []:
             part = [r for r in results if images_of(r) == group]
-            if found := panels(part, _names(part)):
+            if found := panels(part, _names(part, doubted)):
                 title = f"{what}, {place(group, groups)}"
-                made.append(Figure(each, title, " ".join([caption, *_flags(part)]), tuple(found)))
+                made.append(Figure(each, title, " ".join([caption, *_flags(part, doubted)]), tuple(found)))
     if not made and kind != "all":
         raise StoreError(f"no {kind} in {len(results)} results: {KINDS[kind][3]}")
     return made
@@ -192,12 +197,12 @@ def _logged(path: Path) -> list[dict[str, object]]:
     return lines
 
 
-def _names(results: Sequence[Result]) -> dict[str, str]:
+def _names(results: Sequence[Result], doubted: Doubts) -> dict[str, str]:
     """A name for each checkpoint and source, by its digest; two of one name are told apart, and flags stay on."""
     who: dict[str, Subject] = {r.source.sha256: r.source for r in results if r.source}
     who |= {r.subject.sha256: r.subject for r in results}
     count = Counter(subject.name for subject in who.values())
-    flagged = {r.subject.sha256 for r in results if r.flags}
+    flagged = {r.subject.sha256 for r in results if r.flags or reasons(r.subject, doubted)}
     return {
         key: safe(subject.name)
         + (f" {key[:6]}" if count[subject.name] > 1 else "")
@@ -206,9 +211,10 @@ def _names(results: Sequence[Result]) -> dict[str, str]:
     }
 
 
-def _flags(results: Sequence[Result]) -> list[str]:
+def _flags(results: Sequence[Result], doubted: Doubts) -> list[str]:
     """The flags of a figure's checkpoints, which no figure may lose."""
     found = {f"{r.subject.name}: {FLAG}{flag}" for r in results for flag in r.flags}
+    found |= {f"{r.subject.name}: unreliable {why}" for r in results for why in reasons(r.subject, doubted)}
     return [safe(f"{text}.") for text in sorted(found)]
 
 

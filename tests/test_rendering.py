@@ -33,6 +33,7 @@ from test_reporting import (
 )
 
 from robench import figures, reporting, terminal
+from robench.diagnosis import Diagnosis, Row
 from robench.errors import StoreError, UsageError
 from robench.figures import Cost, Curves, Matrix, Training, Union
 from robench.rendering import drawing
@@ -302,6 +303,15 @@ def test_a_flag_is_in_every_figure(kind: str) -> None:
     records = [replace(r, notes=("flag: zero gradients",)) if r.subject == ROCL else r for r in RECORDS[:-1]]  # type: ignore[type-var]
     (figure,) = figures.figures(records, kind)
     assert "rocl: flag: zero gradients." in figure.caption
+    assert "rocl (flagged)" in str(figure.panels)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_failed_diagnosis_is_in_every_figure(kind: str) -> None:
+    rows = (Row("G8", "black box", 5.0, "rule", "fail", "5 of 8 images"),)
+    made = Diagnosis(ROCL.sha256, "rocl", LINF, "d" * 64, 8, 8, 0, (), rows)
+    (figure,) = figures.figures(RECORDS, kind, [made])
+    assert "rocl: unreliable at linf-8/255 G8 black box (5 of 8 images)." in figure.caption
     assert "rocl (flagged)" in str(figure.panels)
 
 

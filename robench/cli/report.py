@@ -13,6 +13,7 @@ from robench.errors import UsageError
 from robench.suite import SUITES
 
 if TYPE_CHECKING:
+    from robench.diagnosis import Diagnosis
     from robench.reporting import Table
     from robench.results import Failure, Result
 
@@ -81,6 +82,7 @@ def plot(kind: str, dataset: str | None, results: Path, checkpoints: Path, out: 
 
     Results on other images, or by another seed, are other figures, one below the other.
     """
+    from robench import diagnosis
     from robench.figures import figures, training
     from robench.files import write
     from robench.rendering.drawing import FORMATS, draw
@@ -89,7 +91,7 @@ def plot(kind: str, dataset: str | None, results: Path, checkpoints: Path, out: 
     if form not in FORMATS:
         raise UsageError(f"--out {out}: the name must end in {', '.join(f'.{each}' for each in FORMATS)}")
     if kind != "training":
-        drawn = figures(stored(results, dataset), kind)
+        drawn = figures(stored(results, dataset), kind, diagnosis.records(results))
     elif dataset:
         raise UsageError("--dataset is for what is drawn from results; --kind training draws the runs in --checkpoints")
     elif not (drawn := training(checkpoints)):
@@ -159,7 +161,13 @@ def print_report(
         click.echo(text, nl=False)
 
 
-def _render(made: Sequence[Table], records: Sequence[Result | Failure], form: str, checkpoints: Path | None) -> str:
+def _render(
+    made: Sequence[Table],
+    records: Sequence[Result | Failure],
+    form: str,
+    checkpoints: Path | None,
+    diagnoses: Sequence[Diagnosis],
+) -> str:
     """Tables in a format for files; HTML has the figures of the records too, and the training curves of runs."""
     from robench.figures import figures, training
     from robench.rendering.html import html
@@ -172,7 +180,7 @@ def _render(made: Sequence[Table], records: Sequence[Result | Failure], form: st
     if form == "json":
         return json(made, records)
     if form == "html":
-        return html(made, figures(records) + (training(checkpoints) if checkpoints else []))
+        return html(made, figures(records, diagnoses=diagnoses) + (training(checkpoints) if checkpoints else []))
     return markdown(made)
 
 
@@ -205,4 +213,6 @@ def _text(
         made = comparison.tables(records, SUITES[table], diagnoses=diagnoses)
     else:
         made = reporting.tables(records, table, diagnoses)
-    return terminal.text(made, file=file) if form == "terminal" else _render(made, records, form, checkpoints)
+    return (
+        terminal.text(made, file=file) if form == "terminal" else _render(made, records, form, checkpoints, diagnoses)
+    )

@@ -90,6 +90,7 @@ function sort(head) {
 }
 document.querySelectorAll("th[data-column]").forEach(head => head.firstElementChild.addEventListener("click", () => sort(head)));
 """
+LOUD = (FLAG, "suspect", "unreliable")  # what a note has that must not be overlooked
 LONG = 60  # characters from which a cell is prose
 
 
@@ -133,7 +134,7 @@ def html(made: Sequence[Table], drawn: Sequence[Figure] = (), title: str = "robe
 def _table(table: Table) -> str:
     rows = list(_bodies(table))
     notes = "".join(
-        f"<li{' class=flag' if FLAG in note or 'suspect' in note else ''}>{escape(note)}</li>" for note in table.notes
+        f"<li{' class=flag' if any(word in note for word in LOUD) else ''}>{escape(note)}</li>" for note in table.notes
     )
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(table.title)}"><table>\n'
