@@ -11,14 +11,13 @@ from torch import Tensor, nn
 
 from robench import data, verdict
 from robench.attacks import attack_for, options_of
-from robench.checkpoint import Checkpoint, nets_after
+from robench.checkpoint import Checkpoint
 from robench.data import Images, Split
 from robench.door import Door, Ensemble, frozen
 from robench.errors import AttackError, CheckpointError, UsageError
 from robench.inference import Inference
 from robench.meter import Meter
-from robench.models import Nets
-from robench.protocols import Attack, Monitor, Progress, unwatched
+from robench.protocols import Attack, Monitor, Progress, Target, unwatched
 from robench.provenance import provenance
 from robench.recipe import Recipe
 from robench.registry import ATTACKS, DATASETS
@@ -28,12 +27,14 @@ from robench.spec import digest, plain
 from robench.suite import Suite
 from robench.threat import ThreatModel
 
+QUERIES = ("score-based", "decision-based")  # attacks that need no gradients
+
 
 @dataclass(frozen=True)
 class Source:
     """What images are crafted on for a transfer: a checkpoint, or several as one ensemble."""
 
-    members: tuple[Checkpoint, ...]
+    members: tuple[Target, ...]
 
     @property
     def name(self) -> str:
@@ -51,7 +52,7 @@ class Job:
     """A cell and what is needed to run it."""
 
     cell: Cell
-    checkpoint: Checkpoint
+    checkpoint: Target
     source: Source | None
     attack: Attack
     dataset: str
@@ -79,7 +80,7 @@ class Engine:
     batch: int = 500
     monitor: Monitor = unwatched
     _images: dict[tuple[str, int | None], Images] = field(default_factory=dict)
-    _nets: dict[str, Nets] = field(default_factory=dict)
+    _nets: dict[str, nn.Module] = field(default_factory=dict)
     _probes: dict[tuple[str, str], verdict.Probe] = field(default_factory=dict)
     _crafted: tuple[tuple[object, ...], verdict.Crafted] | None = None
 
@@ -98,11 +99,11 @@ class Engine:
 
     def plan(
         self,
-        checkpoints: Sequence[Checkpoint],
+        checkpoints: Sequence[Target],
         *,
         attacks: Sequence[str],
         threats: Sequence[ThreatModel] = (),
-        sources: Sequence[Checkpoint | Sequence[Checkpoint]] = (),
+        sources: Sequence[Target | Sequence[Target]] = (),
         count: int | None = None,
         seed: int = 0,
         dataset: str | None = None,
@@ -126,9 +127,9 @@ class Engine:
             CheckpointError: for a damaged checkpoint, one without a head, or of other images or classes than the data set.
         """
         jobs = []
-        every = [Source((source,) if isinstance(source, Checkpoint) else tuple(source)) for source in sources]
+        every = [Source(tuple(source) if isinstance(source, Sequence) else (source,)) for source in sources]
         for checkpoint in checkpoints:
-            name = dataset or checkpoint.recipe.dataset
+            name = dataset or checkpoint.dataset
             images = self.images(name, count)
             for each in (checkpoint, *(member for source in every for member in source.members)):
                 check_fits(each, images)
@@ -136,7 +137,8 @@ class Engine:
             others: list[Source | None] = [s for s in every if checkpoint.sha256 not in s.sha256] if every else [None]
             for source in others:
                 for text in attacks:
-                    for threat in list(threats) or [usual_threat(checkpoint.recipe, checkpoint.name)]:
+                    check_gradients(text, source.members if source else (checkpoint,))
+                    for threat in list(threats) or [usual_threat(checkpoint, checkpoint.name)]:
                         attack = _aimed(text, threat, crosses=source is not None or inference is not None)
                         cell = Cell(
                             checkpoint=checkpoint.sha256,
@@ -177,7 +179,7 @@ class Engine:
         """Run one cell, whatever happens inside the attack."""
         threads = torch.get_num_threads()
         about = provenance(_device_name(self.device), threads)
-        subjects = subject(job.checkpoint, job.dataset), source_subject(job.source, job.dataset) if job.source else None
+        subjects = job.checkpoint.subject(job.dataset), source_subject(job.source, job.dataset) if job.source else None
         try:
             return self._evaluate(job, done, total, subjects, about)
         except CheckpointError:
@@ -234,7 +236,7 @@ class Engine:
             provenance=about,
         )
 
-    def _probe(self, checkpoint: Checkpoint, images: Images) -> verdict.Probe:
+    def _probe(self, checkpoint: Target, images: Images) -> verdict.Probe:
         """What a look at a model shows, once for all cells."""
         key = checkpoint.sha256, images.digest
         if key not in self._probes:
@@ -269,12 +271,12 @@ class Engine:
         if inference and inference.adaptive:
             return Glimpse(nets, inference, job.cell.seed)
         row = ATTACKS.rows.get(job.cell.attack.partition("@")[0])
-        if inference and row is not None and row.facts["knowledge"] in ("score-based", "decision-based"):
+        if inference and row is not None and row.facts["knowledge"] in QUERIES:
             return Smoothed(nets, inference, job.cell.seed, "queries")
         return nets
 
-    def loaded(self, checkpoint: Checkpoint) -> Nets:
-        """The networks of a checkpoint on the engine's device, loaded once."""
+    def loaded(self, checkpoint: Target) -> nn.Module:
+        """The network of a checkpoint on the engine's device, loaded once."""
         if checkpoint.sha256 not in self._nets:
             self._nets[checkpoint.sha256] = checkpoint.load(self.device)
         return self._nets[checkpoint.sha256]
@@ -283,7 +285,7 @@ class Engine:
 def plan_suite(
     engine: Engine,
     suite: Suite,
-    checkpoints: Sequence[Checkpoint],
+    checkpoints: Sequence[Target],
     *,
     candidates: Sequence[Checkpoint] = (),
     count: int | None = None,
@@ -308,7 +310,7 @@ def plan_suite(
     """
     jobs: list[Job] = []
     for checkpoint in checkpoints:
-        name = dataset or checkpoint.recipe.dataset
+        name = dataset or checkpoint.dataset
         sources = {role: source_for(suite, role, name, candidates) for role in suite.roles}
         for each in suite.columns:
             smoothed = replace(inference or Inference(), draws=each.draws) if each.draws else inference
@@ -349,20 +351,6 @@ def source_for(suite: Suite, role: str, dataset: str, candidates: Sequence[Check
     return min(fit, key=lambda each: (each.seed, each.name))
 
 
-def subject(checkpoint: Checkpoint, dataset: str) -> Subject:
-    """What tables need to know of a checkpoint."""
-    recipe = checkpoint.recipe
-    return Subject(
-        name=checkpoint.name,
-        recipe=recipe.name,
-        group=recipe.group,
-        threat=recipe.threat,
-        seed=checkpoint.seed,
-        dataset=dataset,
-        sha256=checkpoint.sha256,
-    )
-
-
 def _told(job: Job, crafted: verdict.Crafted) -> list[str]:
     """What an attack noted; in a transfer that is about the source, not about the checkpoint."""
     return [f"on {job.source.name}: {note}" if job.source else note for note in crafted.notes]
@@ -370,10 +358,10 @@ def _told(job: Job, crafted: verdict.Crafted) -> list[str]:
 
 def source_subject(source: Source, dataset: str) -> Subject:
     """What tables need to know of what images were crafted on."""
-    first = subject(source.members[0], dataset)
+    first = source.members[0].subject(dataset)
     if len(source.members) == 1:
         return first
-    recipe = "+".join(sorted(member.recipe.name for member in source.members))
+    recipe = "+".join(sorted(member.subject(dataset).recipe for member in source.members))
     return replace(first, name=source.name, recipe=recipe, group="ensemble", threat=None, sha256=source.sha256)
 
 
@@ -385,9 +373,7 @@ def in_order(jobs: Sequence[Job]) -> list[Job]:
     return list({job.cell.key: job for job in ordered}.values())
 
 
-def _settled(
-    inference: Inference | None, checkpoint: Checkpoint, attack: Attack, *, transfer: bool
-) -> Inference | None:
+def _settled(inference: Inference | None, checkpoint: Target, attack: Attack, *, transfer: bool) -> Inference | None:
     """How a checkpoint answers; an attack made for randomised models climbs through the augmentations."""
     if inference is None:
         return None
@@ -408,39 +394,54 @@ def _number(value: float) -> float | None:
     return float(f"{value:.7g}") if value < float("inf") else None
 
 
-def check_fits(checkpoint: Checkpoint, images: Images) -> None:
-    """Say before anything runs that a checkpoint cannot be evaluated on these images."""
-    name, recipe = checkpoint.name, checkpoint.recipe
-    if reason := unready(checkpoint):
+def check_fits(checkpoint: Target, images: Images) -> None:
+    """Say before anything runs that a checkpoint cannot be evaluated on these images.
+
+    Raises:
+        CheckpointError: naming what does not fit.
+    """
+    name = checkpoint.name
+    if reason := checkpoint.unready:
         raise CheckpointError(reason)
     if (checkpoint.classes, checkpoint.shape) != (images.classes, images.shape):
         theirs = f"{checkpoint.classes} classes of {'x'.join(map(str, checkpoint.shape))} images"
         ours = f"{images.classes} classes of {'x'.join(map(str, images.shape))} images"
         raise CheckpointError(
             f"{name} was trained for {theirs}; {images.name} has {ours}. "
-            f"Evaluate it on {recipe.dataset}, or name other checkpoints"
+            f"Evaluate it on {checkpoint.dataset}, or name other checkpoints"
         )
 
 
-def unready(checkpoint: Checkpoint) -> str:
+def unready(checkpoint: Target) -> str:
     """Why a checkpoint is no classifier yet, and what to do; nothing when it is one."""
-    name, recipe = checkpoint.name, checkpoint.recipe
-    if checkpoint.stages < len(recipe.stage):
-        done = f"{checkpoint.stages} of {len(recipe.stage)} stages"
-        return f"{name} is not finished ({done}): robench train {recipe.name} --resume --out {checkpoint.folder}"
-    marker, end, state = (checkpoint.folder / name for name in ("run.json", "last.json", "state.pt"))
-    if marker.exists() and (state.exists() or not end.exists()):
-        return f"{name} is not finished: robench train {recipe.name} --resume --out {checkpoint.folder}"
-    if "head" not in nets_after(recipe, checkpoint.stages, checkpoint.classes, checkpoint.shape).parts:
-        return f"{name} is an encoder without a head: robench train linear --encoder {checkpoint.folder}"
-    return ""
+    return checkpoint.unready
 
 
-def usual_threat(recipe: Recipe, name: str) -> ThreatModel:
-    """What a recipe trains against, or else its data set's usual threat.
+def check_gradients(attack: str, models: Sequence[Target]) -> None:
+    """Refuse to climb on a black box.
 
     Args:
-        recipe: of a checkpoint.
+        attack: as one writes it after `--attack`.
+        models: what it crafts on.
+
+    Raises:
+        UsageError: naming what is possible.
+    """
+    boxes = [model.name for model in models if model.black_box]
+    row = ATTACKS.rows.get(ATTACKS.entry(attack).name)
+    if boxes and (row is None or row.facts["knowledge"] not in QUERIES):
+        black = [name for name, each in ATTACKS.rows.items() if each.facts["knowledge"] in QUERIES]
+        raise UsageError(
+            f"{boxes[0]} is a black box and {attack} climbs its gradients: attack it by queries ({', '.join(black)}) or by "
+            "transfer (--source CHECKPOINT)"
+        )
+
+
+def usual_threat(recipe: Recipe | Target, name: str) -> ThreatModel:
+    """What was trained against, or else its data set's usual threat.
+
+    Args:
+        recipe: of a checkpoint, or the checkpoint itself.
         name: how messages call what it trained.
 
     Raises:
@@ -456,7 +457,7 @@ def usual_threat(recipe: Recipe, name: str) -> ThreatModel:
 
 def _label(job: Job) -> str:
     via = f" from {job.source.name}" if job.source else ""
-    return f"{named(subject(job.checkpoint, job.dataset), job.cell.inference)}{via}: {column(job.cell.attack, job.cell.threat)}"
+    return f"{named(job.checkpoint.subject(job.dataset), job.cell.inference)}{via}: {column(job.cell.attack, job.cell.threat)}"
 
 
 def _device_name(device: torch.device) -> str:

@@ -20,7 +20,6 @@ from robench import verdict
 from robench.attacks.apgd import APGD, APGDT
 from robench.attacks.pgd import FGSM, PGD
 from robench.attacks.square import Square
-from robench.checkpoint import Checkpoint
 from robench.diagnosis import Diagnosis, Row, Word
 from robench.door import Door, frozen
 from robench.errors import DataError
@@ -28,7 +27,7 @@ from robench.evaluation import Engine, check_fits, usual_threat
 from robench.geometry import exact_norm, inside
 from robench.losses import log_odds, margin
 from robench.noise import ImageGenerator, seed_of, uniform
-from robench.protocols import Attack
+from robench.protocols import Attack, Target
 from robench.threat import Norm, ThreatModel
 
 RULES = {
@@ -123,10 +122,10 @@ def diagnose(case: Case) -> tuple[Row, ...]:
 
 def diagnosed(
     engine: Engine,
-    checkpoint: Checkpoint,
+    checkpoint: Target,
     *,
     threat: ThreatModel | None = None,
-    sources: Sequence[Checkpoint] = (),
+    sources: Sequence[Target] = (),
     count: int | None = None,
     seed: int = 0,
 ) -> Diagnosis:
@@ -135,11 +134,11 @@ def diagnosed(
     Raises:
         DataError: if it gets none right.
     """
-    dataset = checkpoint.recipe.dataset
+    dataset = checkpoint.dataset
     images = engine.images(dataset, min(256, len(engine.images(dataset, None))) if count is None else count)
     for each in (checkpoint, *sources):
         check_fits(each, images)
-    ball = threat or usual_threat(checkpoint.recipe, checkpoint.name)
+    ball = threat or usual_threat(checkpoint, checkpoint.name)
     nets = engine.loaded(checkpoint)
     with frozen(nets), verdict.guarded(seed), verdict.exact():
         keep = verdict.right(Door(nets, images.classes, engine.batch), images.x(), images.y)

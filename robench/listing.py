@@ -8,12 +8,14 @@ from robench import recipe, registry
 from robench.results import Failure, Store, named
 from robench.suite import SUITES
 
+_KINDS = (registry.METHODS, registry.ATTACKS, registry.DATASETS, registry.MODELS, registry.CLASSIFIERS)
+
 
 def listing(what: str, results: Path) -> tuple[list[str], list[list[str]]]:
     """The head and rows of a list.
 
     Args:
-        what: `methods`, `attacks`, `datasets`, `models`, `recipes`, `suites` or `results`.
+        what: `methods`, `attacks`, `datasets`, `models`, `classifiers`, `recipes`, `suites` or `results`.
         results: where results are.
 
     Raises:
@@ -41,9 +43,7 @@ def listing(what: str, results: Path) -> tuple[list[str], list[list[str]]]:
             robust += " (not adaptive)" if answers and not answers.adaptive and not cell.source else ""
             rows.append([cell.key[:12], name, source, cell.attack, str(cell.threat), str(cell.count), robust])
         return ["cell", "checkpoint", "source", "attack", "threat", "n", "robust %"], rows
-    table = {
-        kind.kind + "s": kind for kind in (registry.METHODS, registry.ATTACKS, registry.DATASETS, registry.MODELS)
-    }[what]
+    table = {kind.kind + "s": kind for kind in _KINDS}[what]
     facts = list(dict.fromkeys(fact for entry in table.rows.values() for fact in entry.facts))
     rows = [
         [

@@ -492,3 +492,48 @@ MODELS = Registry(
         Entry("wrn-34-10", "robench.models.wrn:wrn_34_10", "Wide ResNet 34-10", facts={"features": "640"}),
     ],
 )
+
+# what `--model` names: whole classifiers from elsewhere, which are evaluated and never trained
+CLASSIFIERS = Registry(
+    "classifier",
+    [
+        Entry(
+            "timm:", "robench.zoo:timm_model", "a model of timm, as timm:NAME", facts={"extra": "timm"}, family="name"
+        ),
+        Entry(
+            "torchvision:",
+            "robench.zoo:torchvision_model",
+            "a model of torchvision, as torchvision:NAME",
+            facts={"extra": "-"},
+            family="name",
+        ),
+        Entry(
+            "hf:",
+            "robench.zoo:hub_model",
+            "a timm model on the Hugging Face Hub or in a folder laid out so, as hf:OWNER/NAME or hf:FOLDER",
+            facts={"extra": "timm"},
+            family="name",
+        ),
+        Entry(
+            "robustbench:",
+            "robench.zoo:robustbench_model",
+            "a model of RobustBench, as robustbench:NAME (@threat_model=Linf,dataset=cifar10)",
+            facts={"extra": "robustbench"},
+            family="name",
+        ),
+        Entry(
+            "torchscript:",
+            "robench.blackbox:torchscript_model",
+            "a TorchScript file as a black box, as torchscript:FILE",
+            facts={"extra": "-"},
+            family="file",
+        ),
+        Entry(
+            "onnx:",
+            "robench.blackbox:onnx_model",
+            "an ONNX file as a black box, as onnx:FILE",
+            facts={"extra": "onnx"},
+            family="file",
+        ),
+    ],
+)

@@ -72,11 +72,12 @@ class Subject:
     Attributes:
         name: of the run.
         recipe: the recipe's name.
-        group: `supervised` or `self-supervised`.
+        group: `supervised`, `self-supervised`, or `outside` for a classifier that robench did not train.
         threat: what it was trained against, if anything.
         seed: of its training.
         dataset: the data set it is evaluated on.
         sha256: of its weights.
+        origin: of a classifier from elsewhere: the text that names it, its file of weights, how it normalises.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Subject:
     seed: int
     dataset: str
     sha256: str
+    origin: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -226,6 +228,9 @@ class Store:
 def _sealed(record: Result | Failure) -> dict[str, Any]:
     table: Any = plain(record)
     table["cell"] = _table(record.cell)
+    for subject in filter(None, (table["subject"], table["source"])):
+        if not subject["origin"]:  # ours are written as they were before there were others
+            del subject["origin"]
     if isinstance(record, Result):
         table["clean"], table["robust"] = pack(record.clean), pack(record.robust)
     table = {"format": FORMAT, "kind": type(record).__name__.lower(), **table}

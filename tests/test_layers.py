@@ -25,6 +25,7 @@ LAYERS = (
     (
         *("noise", "geometry", "losses", "door", "augment", "data", "models", "recipe", "results", "optimiser"),
         *("convex", "probe", "suite", "inference", "smoothed", "unlabelled", "meter"),
+        *("weights", "preprocess", "zoo", "blackbox", "gates"),
     ),
     (
         "attacks",
@@ -51,6 +52,8 @@ LAYERS = (
         "demo",
         "sweep",
         "pictures",
+        "foreign",
+        "checkup",
     ),
     ("terminal", "cli"),
     ("__main__",),
@@ -78,6 +81,7 @@ LIGHT = (
     "verification",
     "showing",
     "cost",
+    "gates",
 )
 
 
