@@ -415,6 +415,13 @@ ATTACKS = Registry(
     ],
 )
 
+
+def _family(name: str, target: str, summary: str, family: str, **options: Any) -> Entry:
+    """A row for images of any size, which are attacked in linf at 8/255 unless one says otherwise."""
+    facts = {"images": "yours", "shape": "yours", "classes": "yours", "threat": "linf-8/255"}
+    return Entry(name, f"robench.data.{target}", summary, options, facts, family)
+
+
 DATASETS = Registry(
     "dataset",
     [
@@ -473,6 +480,27 @@ DATASETS = Registry(
             facts={"images": "yours", "shape": "yours", "classes": "yours", "threat": "linf-8/255"},
             family="path",
         ),
+        _family("folder:", "folder:load", "PATH/CLASS/IMAGE as test images, or PATH/train and PATH/test", "path"),
+        _family("npz:", "npz:load", "x_test, y_test (x_train, y_train) or x, y in a file of numpy.savez", "file"),
+        _family("torchvision:", "named:torchvision_set", "any data set of torchvision, as torchvision:CLASS", "name"),
+        _family("hf:", "named:hub_set", "a data set of the Hugging Face Hub; pip install 'robench[hf]'", "name"),
+        _family(
+            "cifar10-c:",
+            "corruptions:load",
+            "corrupted CIFAR-10, cifar10-c:fog@severity=3 (Hendrycks & Dietterich 2019)",
+            "corruption",
+            folder="CIFAR-10-C",
+            classes=10,
+        ),
+        _family(
+            "cifar100-c:",
+            "corruptions:load",
+            "corrupted CIFAR-100 (Hendrycks & Dietterich 2019)",
+            "corruption",
+            folder="CIFAR-100-C",
+            classes=100,
+        ),
+        _family("corruptions:", "corruptions:load", "your own in that layout, as corruptions:PATH/NAME", "corruption"),
     ],
 )
 
