@@ -50,6 +50,7 @@ LAYERS = (
         "verification",
         "showing",
         "cost",
+        "doctor",
     ),
     ("methods",),
     (

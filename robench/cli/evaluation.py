@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from robench import __version__
+from robench.cli import naming
 from robench.cli.option import (
     Choice,
     Threat,
@@ -36,10 +37,20 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Attack checkpoints: checkpoints/ -> results/")
-@click.argument("checkpoint", nargs=-1)
-@click.option("--attack", "attacks", multiple=True, help="An attack: robench list attacks. May repeat.")
+@click.argument("checkpoint", nargs=-1, shell_complete=naming.checkpoints)
 @click.option(
-    "--suite", "suites", multiple=True, help="The columns of a paper's table: robench list suites. May repeat."
+    "--attack",
+    "attacks",
+    multiple=True,
+    help="An attack: robench list attacks. May repeat.",
+    shell_complete=naming.attacks,
+)
+@click.option(
+    "--suite",
+    "suites",
+    multiple=True,
+    help="The columns of a paper's table: robench list suites. May repeat.",
+    shell_complete=naming.suites,
 )
 @click.option("--threat", "threats", multiple=True, type=Threat(), help="linf-8/255, l2-0.5, l1-12. May repeat.")
 @click.option(
@@ -50,7 +61,7 @@ if TYPE_CHECKING:
     help="Craft on this one (transfer), on several as one ensemble: A+B, or on each that is evaluated: all. May repeat.",
 )
 @click.option("--count", type=int, help="The first COUNT test images; all by default.")
-@click.option("--dataset", help="Evaluate on another data set than the one trained on.")
+@click.option("--dataset", help="Evaluate on another data set than the one trained on.", shell_complete=naming.datasets)
 @click.option(
     "--inference",
     help="tsi: predict from many random augmentations (tsi@area=0.5,hue=0 for others than the recipe's). Attack it by "
@@ -178,7 +189,7 @@ def _document(told: Sequence[tuple[Result | Failure, bool]], judged: Sequence[Ju
 
 
 @click.command(short_help="Look for signs of masked gradients: indicators G1 to G16.")
-@click.argument("checkpoint", required=False)
+@click.argument("checkpoint", required=False, shell_complete=naming.checkpoints)
 @click.option("--threat", type=Threat(), help="By default what the checkpoint was trained against.")
 @click.option("--source", "sources", multiple=True, metavar="CHECKPOINT", help="A surrogate for transfer. May repeat.")
 @click.option("--count", type=click.IntRange(min=1), help="The first COUNT test images; 256 by default, if there are.")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from robench.cli import naming
 from robench.cli.option import Threat
 from robench.errors import UsageError
 from robench.threat import ThreatModel
@@ -98,6 +99,7 @@ def outside(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--model",
             metavar="SPEC",
+            shell_complete=naming.classifiers,
             help="A classifier from elsewhere: my.py:make_model, timm:NAME, torchvision:NAME, hf:OWNER/NAME, robustbench:NAME, "
             "torchscript:FILE, onnx:FILE (robench list classifiers). --dataset is cifar10 unless named.",
         ),

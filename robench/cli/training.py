@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from robench.cli import naming
 from robench.cli.option import Choice, Threat, Where, compute, results_option
 from robench.cli.telling import finish, show_tables, tell
 from robench.spec import assignment
@@ -18,13 +19,13 @@ SMOKE_BATCH = 16
 
 
 @click.command(short_help="Train a recipe: recipe -> checkpoints/")
-@click.argument("recipe")
+@click.argument("recipe", shell_complete=naming.recipes)
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a recipe value: stage.0.epochs=2")
-@click.option("--dataset", help="Train on another data set: robench list datasets")
+@click.option("--dataset", help="Train on another data set: robench list datasets", shell_complete=naming.datasets)
 @click.option(
     "--resize", type=click.IntRange(min=1), metavar="N", help="Make the images NxN, as an encoder wants them."
 )
-@click.option("--model", help="Train another encoder: robench list models")
+@click.option("--model", help="Train another encoder: robench list models", shell_complete=naming.encoders)
 @click.option("--encoder", metavar="CHECKPOINT", help="Start from the encoder of a trained checkpoint.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
 @compute
@@ -94,7 +95,7 @@ def train(
 
 
 @click.command(short_help="Train and attack a grid of recipes: one table of settings")
-@click.argument("recipe")
+@click.argument("recipe", shell_complete=naming.recipes)
 @click.option(
     "--set",
     "settings",
