@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import click
 
 from robench import __version__
+from robench.cli.checking import check
 from robench.cli.environment import completion, doctor
 from robench.cli.evaluation import demo, diagnose, evaluate
 from robench.cli.record import list_, show
@@ -30,7 +31,7 @@ def cli(traceback: bool) -> None:
     """  # noqa: D301 (to click the escape means: keep these lines)
 
 
-for command in (train, evaluate, sweep, report, plot, verify, show, diagnose, list_, demo, doctor, completion):
+for command in (train, evaluate, sweep, report, plot, verify, show, diagnose, list_, demo, check, doctor, completion):
     cli.add_command(command)
 
 

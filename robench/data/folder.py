@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from robench.data import Images, Split
+from robench.data import Images, Split, shuffled
 from robench.data.imagefolder import load as parts
 from robench.errors import DataError
 from robench.pixels import stacked
@@ -16,6 +16,8 @@ KINDS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".web
 
 def load(*, path: str, split: Split, root: Path, resize: int | None = None) -> Images:
     """Read PATH/CLASS/IMAGE as test images, or PATH/train and PATH/test where those are there. Classes are sorted by name.
+
+    The order of the images is mixed once, the same for the same files, since they lie class by class.
 
     Args:
         path: the folder.
@@ -30,7 +32,7 @@ def load(*, path: str, split: Split, root: Path, resize: int | None = None) -> I
     if (folder / "test").is_dir() or (folder / "train").is_dir():
         if resize is None:
             found = parts(path=path, split=split, root=root)
-            return Images(f"folder:{path}", split, found.pixels, found.y, found.classes)
+            return shuffled(Images(f"folder:{path}", split, found.pixels, found.y, found.classes))
         folder = folder / ("test" if split is Split.TEST else "train")
     elif split is not Split.TEST:
         raise DataError(
@@ -61,4 +63,5 @@ def _read(folder: Path, name: str, split: Split, resize: int | None) -> Images:
         except (OSError, UnidentifiedImageError) as error:
             raise DataError(f"{path} cannot be read as an image: {error}") from error
     pixels = stacked(images, [str(path) for path, _ in paths], resize)
-    return Images(name, split, pixels, torch.tensor([label for _, label in paths], dtype=torch.int64), len(classes))
+    y = torch.tensor([label for _, label in paths], dtype=torch.int64)
+    return shuffled(Images(name, split, pixels, y, len(classes)))

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from robench.data import Images, Split
+from robench.data import Images, Split, shuffled
 from robench.errors import DataError, UsageError, missing, nearest
 from robench.pixels import stacked
 
@@ -87,7 +87,7 @@ def _images(name: str, found: Any, split: Split, resize: int | None) -> Images:
         raise DataError(f"{name}: its labels are not class numbers; write a function: my.py:make_dataset") from None
     pixels = stacked((image for image, _ in pairs), [f"image {index}" for index in range(len(pairs))], resize)
     named = getattr(found, "classes", None)
-    return Images(name, split, pixels, y, len(named) if named else int(y.max()) + 1)
+    return shuffled(Images(name, split, pixels, y, len(named) if named else int(y.max()) + 1))
 
 
 def hub_set(
@@ -141,7 +141,7 @@ def hub_set(
     pixels = stacked(table[image], [f"hf:{name} image {index}" for index in range(len(table))], resize)
     y = torch.tensor(list(table[label]), dtype=torch.int64)
     classes = getattr(table.features[label], "num_classes", None) or int(y.max()) + 1
-    return Images(f"hf:{name}", split, pixels, y, classes)
+    return shuffled(Images(f"hf:{name}", split, pixels, y, classes))
 
 
 def _table(every: Any, name: str, split: Split, part: str) -> Any:
