@@ -84,6 +84,10 @@ class Engine:
     _probes: dict[tuple[str, str], verdict.Probe] = field(default_factory=dict)
     _crafted: tuple[tuple[object, ...], verdict.Crafted] | None = None
 
+    def give(self, images: Images) -> None:
+        """Take these as the test images of the data set they are named after."""
+        self._images[images.name, None] = images.to(self.device)
+
     def images(self, dataset: str, count: int | None) -> Images:
         """The first `count` test images of a data set (all when None), on the device.
 
@@ -91,7 +95,9 @@ class Engine:
             UsageError: if there are not that many.
         """
         if (dataset, count) not in self._images:
-            images = data.load(dataset, Split.TEST, self.data_root)
+            images = self._images.get((dataset, None))
+            if images is None:
+                images = data.load(dataset, Split.TEST, self.data_root)
             if count is not None and not 1 <= count <= len(images):
                 raise UsageError(f"--count {count}: {dataset} has {len(images):,} test images; use 1 to {len(images)}")
             self._images[dataset, count] = images.take(slice(count)).to(self.device)
@@ -449,7 +455,10 @@ def usual_threat(recipe: Recipe | Target, name: str) -> ThreatModel:
     """
     if recipe.threat is not None:
         return recipe.threat
-    usual = DATASETS.entry(recipe.dataset).facts.get("threat")
+    try:
+        usual = DATASETS.entry(recipe.dataset).facts.get("threat")
+    except UsageError:  # images that were handed over have a name of their own
+        usual = None
     if usual is None:
         raise UsageError(f"{name} was trained against no threat: name one, such as --threat linf-8/255")
     return ThreatModel.parse(usual)
