@@ -27,6 +27,9 @@ EXTRAS: Mapping[str, str] = {
     "onnxruntime": "onnx",
     "datasets": "hf",
     "robustbench": "robustbench",
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "mlflow": "mlflow",
 }
 LOW = 2e9  # bytes that a few checkpoints of a ResNet-18 and their results need
 
@@ -109,7 +112,14 @@ def _extras() -> Iterator[Finding]:
 
 
 def _plugins() -> Iterator[Finding]:
-    for kind in (registry.METHODS, registry.ATTACKS, registry.DATASETS, registry.MODELS, registry.CLASSIFIERS):
+    for kind in (
+        registry.METHODS,
+        registry.ATTACKS,
+        registry.DATASETS,
+        registry.MODELS,
+        registry.CLASSIFIERS,
+        registry.TRACKERS,
+    ):
         try:
             points = kind.plugins()
         except RobenchError as error:

@@ -8,14 +8,21 @@ from robench import recipe, registry
 from robench.results import Failure, Store, named
 from robench.suite import SUITES
 
-_KINDS = (registry.METHODS, registry.ATTACKS, registry.DATASETS, registry.MODELS, registry.CLASSIFIERS)
+_KINDS = (
+    registry.METHODS,
+    registry.ATTACKS,
+    registry.DATASETS,
+    registry.MODELS,
+    registry.CLASSIFIERS,
+    registry.TRACKERS,
+)
 
 
 def listing(what: str, results: Path) -> tuple[list[str], list[list[str]]]:
     """The head and rows of a list.
 
     Args:
-        what: `methods`, `attacks`, `datasets`, `models`, `classifiers`, `recipes`, `suites` or `results`.
+        what: `methods`, `attacks`, `datasets`, `models`, `classifiers`, `trackers`, `recipes`, `suites` or `results`.
         results: where results are.
 
     Raises:

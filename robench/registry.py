@@ -565,3 +565,17 @@ CLASSIFIERS = Registry(
         ),
     ],
 )
+
+TRACKERS = Registry(
+    "tracker",
+    [
+        Entry(
+            "tensorboard",
+            "robench.trackers:TensorBoard",
+            "event files in the run's folder",
+            facts={"extra": "tensorboard"},
+        ),
+        Entry("wandb", "robench.trackers:WandB", "Weights & Biases (@project=NAME)", facts={"extra": "wandb"}),
+        Entry("mlflow", "robench.trackers:MLflow", "MLflow (@experiment=NAME)", facts={"extra": "mlflow"}),
+    ],
+)

@@ -209,6 +209,7 @@ def _run_stage(
         taken = _images_an_epoch(run, stage, method, kept)
         spend(state.cost, state.stage, meter.read(), taken, first=state.epoch == 1)
         state.log.append(row)
+        run.track(row)
         reached = Checkpoint(
             folder=run.folder,
             kind="last",

@@ -51,6 +51,8 @@ LAYERS = (
         "showing",
         "cost",
         "doctor",
+        "leaderboard",
+        "trackers",
     ),
     ("methods",),
     (
@@ -96,6 +98,8 @@ LIGHT = (
     "showing",
     "cost",
     "gates",
+    "leaderboard",
+    "trackers",
 )
 
 

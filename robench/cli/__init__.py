@@ -11,6 +11,7 @@ from robench import __version__
 from robench.cli.checking import check
 from robench.cli.environment import completion, doctor
 from robench.cli.evaluation import demo, diagnose, evaluate
+from robench.cli.exporting import export
 from robench.cli.record import list_, show
 from robench.cli.report import plot, report, verify
 from robench.cli.training import sweep, train
@@ -31,7 +32,22 @@ def cli(traceback: bool) -> None:
     """  # noqa: D301 (to click the escape means: keep these lines)
 
 
-for command in (train, evaluate, sweep, report, plot, verify, show, diagnose, list_, demo, check, doctor, completion):
+for command in (
+    train,
+    evaluate,
+    sweep,
+    report,
+    plot,
+    verify,
+    show,
+    diagnose,
+    list_,
+    demo,
+    export,
+    check,
+    doctor,
+    completion,
+):
     cli.add_command(command)
 
 

@@ -19,6 +19,7 @@ from robench.cli.option import (
     device_option,
     results_option,
     torch_device,
+    track_option,
 )
 from robench.cli.outside import Outside, outside
 from robench.cli.report import print_report
@@ -79,6 +80,7 @@ if TYPE_CHECKING:
     help="Exit code 1 when an accuracy is lower: autoattack=45, clean=80. May repeat.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout; all else is on stderr.")
+@track_option
 @click.option("--quiet", is_flag=True, help="No progress and no line for each cell; failures and thresholds are said.")
 @outside
 @compute
@@ -98,6 +100,7 @@ def evaluate(
     batch: int,
     thresholds: Sequence[str],
     as_json: bool,
+    trackers: Sequence[str],
     quiet: bool,
     outside: Outside,
     where: Where,
@@ -125,7 +128,9 @@ def evaluate(
     from robench.evaluation import Engine, plan_suite
     from robench.results import Store
     from robench.terminal import watched
+    from robench.trackers import result_row, trackers_for, tracking
 
+    kept = trackers_for(trackers)
     with watched(quiet) as monitor:
         engine = Engine(where.device, where.data_root, batch, monitor)
         foreign = outside.opened(engine, dataset, quiet)
@@ -167,6 +172,9 @@ def evaluate(
             )
         told = tell(engine.run(list({job.cell.key: job for job in jobs}.values()), Store(results)), quiet)
     judged = gates.judged(limits, [record for record, _ in told])
+    with tracking(kept, results.resolve().name, results, {"attacks": " ".join(tried), "seed": seed}) as rows:
+        for record, _ in told:
+            rows(result_row(record))
     if as_json:
         click.echo(_document(told, judged), nl=False)
     missed = tell_gates(judged, quiet)

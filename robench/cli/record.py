@@ -70,7 +70,10 @@ def _draw(record: Result, count: int, out: Path, device: torch.device, data_root
 
 @click.command("list")
 @click.argument(
-    "what", type=Choice(["methods", "attacks", "datasets", "models", "classifiers", "recipes", "results", "suites"])
+    "what",
+    type=Choice(
+        ["methods", "attacks", "datasets", "models", "classifiers", "trackers", "recipes", "results", "suites"]
+    ),
 )
 @click.option("--format", "form", type=Choice(["terminal", "markdown"]), default="terminal", show_default=True)
 @results_option

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from robench.cli import naming
-from robench.cli.option import Choice, Threat, Where, compute, results_option
+from robench.cli.option import Choice, Threat, Where, compute, results_option, track_option
 from robench.cli.telling import finish, show_tables, tell
 from robench.spec import assignment
 from robench.threat import ThreatModel
@@ -31,6 +32,7 @@ SMOKE_BATCH = 16
 @compute
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder; by default checkpoints/RECIPE.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
+@track_option
 @click.option(
     "--smoke", is_flag=True, help=f"{SMOKE_STEPS} steps of {SMOKE_BATCH} images a stage, and what a full run takes."
 )
@@ -45,6 +47,7 @@ def train(
     where: Where,
     out: Path | None,
     resume: bool,
+    trackers: Sequence[str],
     smoke: bool,
 ) -> None:
     """Train a RECIPE: a name from `robench list recipes`, or the path of a TOML file."""
@@ -66,7 +69,10 @@ def train(
     from robench.checkpoint import open_checkpoint
     from robench.protocols import Progress
     from robench.run import Run
+    from robench.spec import plain
+    from robench.trackers import flat, trackers_for, tracking
 
+    kept = trackers_for(trackers)
     run = Run(
         recipe=training.smoke(wanted, SMOKE_BATCH) if smoke else wanted,
         folder=folder,
@@ -79,13 +85,13 @@ def train(
     stages = " then ".join(stage.method for stage in wanted.stage)
     say(f"{wanted.name}: {stages}, {wanted.model} on {wanted.dataset}, seed {seed}, {run.device} -> {folder}")
     latest: dict[str, Progress] = {}
-    with watched() as monitor:
+    with watched() as monitor, tracking(kept, folder.name, folder, flat(plain(run.recipe))) as rows:
 
         def both(progress: Progress) -> None:
             latest[progress.task] = progress
             monitor(progress)
 
-        made = training.train(run, resume=resume, monitor=both)
+        made = training.train(replace(run, track=rows), resume=resume, monitor=both)
     if smoke:
         times = [progress.values[training.FULL] for progress in latest.values()]
         say(f"a full run would take here about {' + '.join(times)}; this one was {SMOKE_STEPS} small steps a stage")
