@@ -1,6 +1,7 @@
 """Classifiers from elsewhere: every way in, what is said of them, and the same engine behind."""
 
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -131,6 +132,12 @@ def test_a_script_is_evaluated_as_its_own_code_would_answer(
     code, _, err = run_cli(*line.split(), "--count", 60)
     assert code == 0
     assert "0 new, 1 already" in err
+    code, out, _ = run_cli("show", record.cell.key)
+    assert code == 0
+    assert f"from outside (model my.py:make_model, preprocess 0.5,0.5, weights {stored}" in out
+    again = shlex.split(out.partition("to repeat it")[2])[1:]
+    assert run_cli(*again)[0] == 0
+    assert only(here / "again").robust == record.robust
     code, out, _ = run_cli("report", "--format", "markdown")
     assert code == 0
     assert f"my.py:make_model ({Path(stored).stem})" in out
