@@ -368,7 +368,9 @@ def source_subject(source: Source, dataset: str) -> Subject:
     if len(source.members) == 1:
         return first
     recipe = "+".join(sorted(member.subject(dataset).recipe for member in source.members))
-    return replace(first, name=source.name, recipe=recipe, group="ensemble", threat=None, sha256=source.sha256)
+    return replace(
+        first, name=source.name, recipe=recipe, group="ensemble", threat=None, sha256=source.sha256, origin={}
+    )
 
 
 def in_order(jobs: Sequence[Job]) -> list[Job]:

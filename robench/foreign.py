@@ -147,7 +147,7 @@ def open_foreign(
             raise UsageError(f"--weights {stored}: {text} is a file with its weights inside; leave --weights away")
         taken = weights.fit(network, weights.read(stored), entry.name)
         notes += [f"names of weights start with '{taken}': stripped"] if taken else []
-        origin |= {"weights": stored.name, "weights_sha256": files.sha256(stored.read_bytes())}
+        origin |= {"weights": str(stored), "weights_sha256": files.sha256(stored.read_bytes())}
     called = name or entry.name.rpartition("/")[2] + (f" ({stored.stem})" if stored else "")
     made = foreign(network, images, name=called, origin=origin, preprocess=preprocess, code=_file(entry))
     return replace(made, dataset=dataset or images.name, threat=threat, notes=tuple(notes))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 import torch
 from PIL import Image
@@ -10,11 +11,10 @@ from torch import Tensor
 
 from robench import verdict
 from robench.attacks import attack_for, options_of
-from robench.checkpoint import Checkpoint
 from robench.data import Images
 from robench.door import Ensemble
 from robench.errors import UsageError
-from robench.protocols import Attack
+from robench.protocols import Attack, Target
 from robench.registry import ATTACKS
 from robench.results import Cell, Result
 from robench.showing import broken
@@ -25,7 +25,7 @@ SCALE = 4  # pictures of 32 pixels are small on a screen of today
 
 
 def again(
-    result: Result, checkpoint: Checkpoint, sources: list[Checkpoint], images: Images, count: int
+    result: Result, checkpoint: Target, sources: Sequence[Target], images: Images, count: int
 ) -> tuple[Tensor, Tensor, list[int], list[int]]:
     """Attack the first `count` broken images of a result once more, as it was done then.
 

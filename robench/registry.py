@@ -153,7 +153,7 @@ def pairs(text: str) -> list[tuple[str, Any]]:
 
 
 def _module(name: str) -> Any:
-    """Import a module by dotted name or by the path of its file."""
+    """Import a module by dotted name or by the path of its file, which may import from files beside it."""
     if not name.endswith(".py"):
         return importlib.import_module(name)
     path = Path(name).resolve()
@@ -161,6 +161,8 @@ def _module(name: str) -> Any:
     spec = importlib.util.spec_from_file_location(dotted, path)
     if spec is None or spec.loader is None or not path.is_file():
         raise ImportError(f"there is no file {path}")
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))  # at the end, so that nothing installed is hidden
     module = sys.modules[dotted] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

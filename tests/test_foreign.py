@@ -1,6 +1,8 @@
 """Classifiers from elsewhere: every way in, what is said of them, and the same engine behind."""
 
+import importlib
 import json
+import linecache
 import shlex
 import sys
 from collections.abc import Callable
@@ -138,6 +140,13 @@ def test_a_script_is_evaluated_as_its_own_code_would_answer(
     again = shlex.split(out.partition("to repeat it")[2])[1:]
     assert run_cli(*again)[0] == 0
     assert only(here / "again").robust == record.robust
+    code, _, err = run_cli("show", record.cell.key, "--images", 2, "--out", "x.png")
+    assert code == 0, err
+    assert "all of them are broken again" in err
+    (here / "my.py").write_text(SCRIPT + "\n# changed\n")
+    code, _, err = run_cli("show", record.cell.key, "--images", 2, "--out", "x.png")
+    assert code == 2
+    assert "my.py:make_model is not what it was" in err
     code, out, _ = run_cli("report", "--format", "markdown")
     assert code == 0
     assert f"my.py:make_model ({Path(stored).stem})" in out
@@ -269,6 +278,22 @@ def test_the_digest_follows_what_decides_the_answers(digits: Images, here: Path)
     assert digest(stored=here / "w.pt") == digest(stored=here / "w.safetensors")
     (here / "my.py").write_text(SCRIPT.replace("self.head(self.body(x))", "-self.head(self.body(x))"))
     assert digest() != first
+
+
+def test_a_script_may_import_what_lies_beside_it(
+    tmp_path: Path, digits: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "nets_beside_a_script.py").write_text(SCRIPT)
+    (tmp_path / "main.py").write_text("from nets_beside_a_script import make_model\n")
+    before = open_foreign(f"{tmp_path}/main.py:make_model", digits).sha256
+    del sys.modules["nets_beside_a_script"]
+    (tmp_path / "nets_beside_a_script.py").write_text(
+        SCRIPT.replace("self.head(self.body(x))", "-self.head(self.body(x))")
+    )
+    importlib.invalidate_caches()
+    linecache.clearcache()
+    assert open_foreign(f"{tmp_path}/main.py:make_model", digits).sha256 != before
 
 
 def test_a_module_changed_in_one_number_is_another() -> None:

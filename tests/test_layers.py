@@ -161,12 +161,24 @@ def test_attack_libraries_are_imported_in_their_adapters_only(library: str) -> N
     assert all(part(name) == "attacks" for name in users)
 
 
-@pytest.mark.parametrize("library", ["pyautoattack", "torchattacks", "torchvision", "sklearn", "matplotlib"])
+EXTRAS = ("timm", "onnxruntime", "datasets", "huggingface_hub", "robustbench", "tensorboard", "wandb", "mlflow")
+
+
+@pytest.mark.parametrize("library", ["pyautoattack", "torchattacks", "torchvision", "sklearn", "matplotlib", *EXTRAS])
 def test_heavy_libraries_are_imported_when_used(library: str) -> None:
     # at the level of a module they would be paid for by whoever imports it
     for tree in TREES.values():
         top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
         assert library not in {i.split(".")[0] for node in top for i in imports(ast.Module([node], []))}
+
+
+def test_every_module_imports_without_the_extras() -> None:
+    blocked = ("torchattacks", "matplotlib", *EXTRAS)
+    names = [name for name in FILES if not name.endswith("__main__")]
+    check = f"import sys, importlib; sys.modules.update(dict.fromkeys({blocked!r})); "
+    check += f"[importlib.import_module(name) for name in {names!r}]"
+    ran = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
 
 
 def test_light_modules_import_no_torch() -> None:

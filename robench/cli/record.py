@@ -13,7 +13,9 @@ from robench.errors import UsageError
 if TYPE_CHECKING:
     import torch
 
-    from robench.results import Result
+    from robench.data import Images
+    from robench.protocols import Target
+    from robench.results import Result, Subject
 
 
 @click.command(short_help="Explain one result.")
@@ -51,14 +53,14 @@ def show(
 def _draw(record: Result, count: int, out: Path, device: torch.device, data_root: Path, root: Path) -> None:
     """Write the pictures of a record, and say whether they are what it says."""
     from robench import pictures
-    from robench.checkpoint import at_hand
     from robench.evaluation import Engine
     from robench.files import write
     from robench.terminal import say
 
     parts = record.cell.source.split("+") if record.cell.source else []
-    checkpoint, *sources = [at_hand(sha256, root) for sha256 in (record.cell.checkpoint, *parts)]
     loaded = Engine(device, data_root).images(record.subject.dataset, record.cell.count)
+    checkpoint = _again(record.cell.checkpoint, record.subject, loaded, root)
+    sources = [_again(sha256, record.source, loaded, root) for sha256 in parts]
     clean, adv, numbers, left = pictures.again(record, checkpoint, sources, loaded, count)
     write(out, pictures.grid(clean, adv))
     say(f"{out}: images {', '.join(map(str, numbers))}, from top; clean, adversarial, difference amplified")
@@ -66,6 +68,28 @@ def _draw(record: Result, count: int, out: Path, device: torch.device, data_root
         say(f"NOT broken again: {', '.join(map(str, left))}; another device or version can do that, or a wrong record")
         raise SystemExit(1)
     say("all of them are broken again, as the record says")
+
+
+def _again(sha256: str, subject: Subject | None, images: Images, root: Path) -> Target:
+    """What a record speaks of, opened again: a checkpoint by its digest, a classifier from elsewhere by what named it.
+
+    Raises:
+        UsageError: if what has that name now is another.
+    """
+    from robench.checkpoint import at_hand
+    from robench.foreign import open_foreign
+
+    origin = subject.origin if subject is not None else {}
+    if not origin:
+        return at_hand(sha256, root)
+    stored = Path(origin["weights"]) if "weights" in origin else None
+    made = open_foreign(origin["model"], images, stored=stored, preprocess=origin.get("preprocess", ""))
+    if made.sha256 != sha256:
+        raise UsageError(
+            f"{origin['model']} is not what it was: its digest is {made.sha256[:12]}, the record's {sha256[:12]}. Restore its "
+            "code and weights"
+        )
+    return made
 
 
 @click.command("list")
