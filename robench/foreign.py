@@ -148,7 +148,8 @@ def open_foreign(
         taken = weights.fit(network, weights.read(stored), entry.name)
         notes += [f"names of weights start with '{taken}': stripped"] if taken else []
         origin |= {"weights": str(stored), "weights_sha256": files.sha256(stored.read_bytes())}
-    called = name or entry.name.rpartition("/")[2] + (f" ({stored.stem})" if stored else "")
+    details = ", ".join(filter(None, [stored.stem if stored else "", preprocess]))
+    called = name or entry.name.rpartition("/")[2] + (f" ({details})" if details else "")
     made = foreign(network, images, name=called, origin=origin, preprocess=preprocess, code=_file(entry))
     return replace(made, dataset=dataset or images.name, threat=threat, notes=tuple(notes))
 

@@ -149,7 +149,7 @@ def test_a_script_is_evaluated_as_its_own_code_would_answer(
     assert "my.py:make_model is not what it was" in err
     code, out, _ = run_cli("report", "--format", "markdown")
     assert code == 0
-    assert f"my.py:make_model ({Path(stored).stem})" in out
+    assert "my.py:make_model (w, 0.5,0.5)" in out
     assert "*outside*" in out
 
 
@@ -161,7 +161,7 @@ def test_models_of_packages_are_evaluated(spec: str, here: Path, run_cli: Cli) -
     code, _, err = run_cli(*line.split(), "--threat", "linf-8/255", "--count", 8)
     assert code == 0, err
     record = only(here / "results")
-    assert (record.subject.name, record.subject.recipe, len(record.clean)) == (spec, spec, 8)
+    assert (record.subject.name, record.subject.recipe, len(record.clean)) == (f"{spec} (imagenet)", spec, 8)
     code, _, err = run_cli(*line.split(), "--threat", "linf-8/255", "--count", 8)
     assert code == 0
     assert "0 new, 1 already" in err  # random weights are the same each time

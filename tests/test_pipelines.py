@@ -10,12 +10,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import click
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import robench
 from robench import doctor, gates
+from robench.cli import cli
 from robench.errors import UsageError
 from robench.gates import Gate, judged, parse, wilson
 from robench.registry import ATTACKS
@@ -208,3 +210,14 @@ def test_the_doctor_names_what_is_absent_and_what_is_wrong(
     assert found["results"].state == "wrong"
     assert "make room" in found["results"].text
     assert run_cli("doctor")[0] == 1
+
+
+@pytest.mark.parametrize("name", cli.commands)
+def test_every_command_says_what_it_does(name: str, run_cli: Cli) -> None:
+    code, out, err = run_cli(name, "--help")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"Usage: robench {name}")
+    command = cli.commands[name]
+    assert command.get_short_help_str()
+    silent = [each.opts[0] for each in command.params if isinstance(each, click.Option) and not each.help]
+    assert set(silent) <= {"--device", "--seed", "--format"}  # whose names and choices say it
