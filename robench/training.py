@@ -364,11 +364,11 @@ def _run_epoch(
             state.totals[name] = state.totals.get(name, torch.zeros_like(term)) + term.detach()
         state.step = step + 1
         done = state.step - start
-        if done == 1:
+        if done == 1 < taken - start:
             began = time.perf_counter()  # the first step also warms up
         pace = (time.perf_counter() - began) / max(done - 1, 1)
         shown = _shown(state)
-        if done > 1 or taken == 1:
+        if done > 1 or taken - start == 1:
             shown["steps/s"] = f"{1 / max(pace, 1e-9):.2f}"
         if run.steps:
             shown[FULL] = duration(pace / batch_size * unlabelled.whole(kept) * stage.epochs)
