@@ -117,7 +117,13 @@ def _train(run: Run, resume: bool, monitor: Monitor, asked: Asked, lock: ExitSta
             optimiser.load_state_dict(optimiser_state)
             optimiser_state = None
         keeper = _Keeper(run, nets, optimiser, state, images, asked)
-        _run_stage(run, nets, stage, method, sets, keeper, learning, monitor)
+        try:
+            _run_stage(run, nets, stage, method, sets, keeper, learning, monitor)
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                f"stage {state.stage} ({stage.method}) does not fit into the memory of {run.device} with {stage.batch} images a "
+                f"step: --set stage.{state.stage}.batch={max(stage.batch // 2, 1)}, which is another run, so with another --out"
+            ) from error
         state.next_stage()
     files.remove(states.path_of(run))
     return checkpoint.open_checkpoint(str(run.folder), run.folder.parent)

@@ -1,6 +1,8 @@
 """Data sets: splits that never move or meet, labels that fit, and messages that help when files are absent."""
 
+import hashlib
 import os
+import pickle
 from pathlib import Path
 
 import numpy
@@ -275,6 +277,32 @@ def test_a_damaged_file_of_mnist_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     fake(monkeypatch, "MNIST", data=torch.zeros(1, 28, 28, dtype=torch.uint8), targets=torch.tensor([0]))
     with pytest.raises(DataError, match=r"ubyte is damaged .*fetch it again"):
         data.load("mnist", Split.TEST, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "md5"),
+    [
+        ("cifar10", "cifar-10-batches-py/data_batch_3", "54ebc095f3ab1f0389bbae665268c751"),
+        ("cifar100", "cifar-100-python/test", "f0ef6b0ae62326f3e7ffdfab6717acfc"),
+        ("svhn", "test_32x32.mat", "eb5a983be6a315427106f1b164d9cef3"),
+        ("stl10", "stl10_binary/test_y.bin", "36f9794fa4beb8a2c72628de14fa638e"),
+    ],
+)
+def test_a_damaged_file_is_named_and_neither_opened_nor_fetched(
+    name: str, file: str, md5: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Runs:
+        def __reduce__(self) -> tuple[object, ...]:
+            return Path.touch, (tmp_path / "ran",)
+
+    path = tmp_path / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(pickle.dumps(Runs()))
+    monkeypatch.setattr("robench.data.torchvision._download", lambda *_: pytest.fail("it was fetched"))
+    found = hashlib.md5(path.read_bytes()).hexdigest()
+    with pytest.raises(DataError, match=rf"{file} is damaged \(MD5 {found}, expected {md5}\): delete it"):
+        data.load(name, Split.TEST, tmp_path)
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize(("name", "cls", "size"), [("svhn", "SVHN", 32), ("stl10", "STL10", 96)])

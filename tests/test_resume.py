@@ -414,6 +414,19 @@ def test_a_loss_that_is_no_number_stops_at_its_step_and_keeps_what_was_good(tmp_
     assert (state.epoch, state.step) == (1, 1)
 
 
+@dataclass(frozen=True)
+class Large(Standard):
+    """A step that needs more memory than there is."""
+
+    def terms(self, nets: Nets, batch: Batch, at: Moment) -> dict[str, Tensor]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_a_step_that_needs_too_much_memory_says_what_would_fit(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"stage 0 .* does not fit into the memory of cpu with 64 images.*batch=32"):
+        train(Run(tiny(stage__0__method="test_resume:Large"), tmp_path / "run"))
+
+
 def test_a_clock_that_steps_back_changes_nothing(
     tmp_path: Path, whole: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -272,6 +272,7 @@ def _tensors_alone(count: int) -> dict[str, int]:
                 tally["refused"] += 1
                 continue
             tally["the same" if same(found, TENSORS) else "other"] += 1
+            assert number == 0 or same(found, TENSORS)  # an archive has checksums of its own
     return tally
 
 
@@ -322,18 +323,9 @@ def _recipes(count: int, folder: Path) -> int:
 
 
 def test_a_mutated_file_of_weights_is_refused_or_the_same() -> None:
-    # a safetensors file has no digest of its own: where none is known, other numbers of the same names may come of it
+    # a safetensors file has no digest of its own: where none is known, other numbers may come of it
     tally = _tensors_alone(1000)
     assert tally["refused"] > 600
-
-
-def test_a_mutated_archive_is_refused_or_the_same() -> None:
-    content, chance = pt(TENSORS), random.Random(7)
-    for _ in range(500):
-        try:
-            assert same(weights.read(mutated(content, chance), "it"), TENSORS)
-        except CheckpointError:
-            continue
 
 
 def test_a_mutated_checkpoint_is_refused_or_the_same(tmp_path: Path) -> None:

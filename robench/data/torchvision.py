@@ -48,6 +48,7 @@ def load(*, name: str, split: Split, root: Path) -> Images:
     try:
         found = cls(str(root), download=False, **arguments)
     except (RuntimeError, OSError):
+        _check_files(cls, root)  # which torchvision would fetch again without a word
         found = _download(cls, name, root, arguments)
     _check_raw(name, root)
     data = numpy.asarray(found.data)
@@ -60,13 +61,27 @@ def load(*, name: str, split: Split, root: Path) -> Images:
     return Images(name, split, pixels, y, 100 if name == "CIFAR100" else 10)
 
 
+def _check_files(cls: Any, root: Path) -> None:
+    """Tell a file that is there, but not what was published, from one that is absent."""
+    folder = root / getattr(cls, "base_folder", "")
+    listed = [*getattr(cls, "train_list", ()), *getattr(cls, "test_list", ())]
+    listed += [row[1:] for row in getattr(cls, "split_list", {}).values()]
+    for file, expected in listed:
+        if (path := folder / file).is_file():
+            _check(path, expected)
+
+
 def _check_raw(name: str, root: Path) -> None:
     """Check the files that torchvision reads without checking them."""
     for file, expected in _RAW.get(name, {}).items():
-        path = root / name / "raw" / file
-        actual = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
-        if actual != expected:
-            raise DataError(f"{path} is damaged (MD5 {actual}, expected {expected}): delete it and fetch it again")
+        _check(root / name / "raw" / file, expected)
+
+
+def _check(path: Path, expected: str) -> None:
+    with path.open("rb") as stream:
+        actual = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    if actual != expected:
+        raise DataError(f"{path} is damaged (MD5 {actual}, expected {expected}): delete it and fetch it again")
 
 
 def _download(cls: Any, name: str, root: Path, arguments: dict[str, Any]) -> Any:
