@@ -43,6 +43,7 @@ LAYERS = (
         "checkpoint",
         "run",
         "state",
+        "keeping",
         "admission",
         "verdict",
         "indicators",

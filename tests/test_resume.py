@@ -18,7 +18,7 @@ from test_training import StoppedError as Stopped
 from test_training import after, numbers, remains, rows_of, tiny, two_stages
 from torch import Tensor, nn
 
-from robench import checkpoint, files, recipe, training
+from robench import checkpoint, files, keeping, recipe, training
 from robench import state as states
 from robench.checkpoint import nets_after, open_checkpoint
 from robench.errors import DataError, DiskFullError, StoppedError, StoreError, TrainingError, UsageError
@@ -36,8 +36,8 @@ Cli = Callable[..., tuple[int, str, str]]
 @pytest.fixture(autouse=True)
 def saves_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """The most moments to be cut off at."""
-    monkeypatch.setattr(training, "SAVE_EVERY", 0.0)
-    monkeypatch.setattr(training, "SHARE", float("inf"))
+    monkeypatch.setattr(keeping, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(keeping, "SHARE", float("inf"))
 
 
 @pytest.fixture(scope="module")
@@ -244,7 +244,7 @@ def at_step(number: int, action: Callable[[], object]) -> Callable[[Progress], N
 def test_a_signal_stops_after_the_step_under_way(
     name: str, step: int, tmp_path: Path, whole: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "SAVE_EVERY", 1e9)  # only the signal saves
+    monkeypatch.setattr(keeping, "SAVE_EVERY", 1e9)  # only the signal saves
     run, number = Run(two_stages(), tmp_path / "run"), getattr(signal, name)
     monitor = at_step(step, lambda: os.kill(os.getpid(), number))
     if step == 7:  # the last step of all: the end is nearer than a halt
@@ -263,7 +263,7 @@ def test_a_signal_stops_after_the_step_under_way(
 
 
 def test_a_warning_saves_and_goes_on(tmp_path: Path, whole: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "SAVE_EVERY", 1e9)
+    monkeypatch.setattr(keeping, "SAVE_EVERY", 1e9)
     run, saved = Run(two_stages(), tmp_path / "run"), []
     save = states.save
     monkeypatch.setattr(states, "save", lambda *given: (saved.append(given[3].step), save(*given)))
