@@ -24,10 +24,12 @@ from robench.checkpoint import nets_after, open_checkpoint
 from robench.errors import DataError, DiskFullError, StoppedError, StoreError, TrainingError, UsageError
 from robench.methods.standard import Standard
 from robench.models import Nets
+from robench.optimiser import optimiser_for
 from robench.protocols import Batch, Moment, Progress
-from robench.recipe import Recipe
+from robench.recipe import Optimiser, Recipe
 from robench.run import Run, finished
 from robench.signals import Asked, listening
+from robench.state import State
 from robench.training import train
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -312,6 +314,30 @@ def test_the_command_exits_as_shells_expect(
     assert f"stopped by {name} at stage 0, epoch 1, step 2" in err
     assert "error" not in err
     assert run_cli(*command, "--out", tmp_path / "run")[0] == 0
+
+
+# what saving costs
+
+
+@pytest.mark.parametrize(("takes", "pause"), [(0.1, 60.0), (0.3, 60.0), (3.0, 600.0)])
+def test_saving_takes_a_small_share_of_the_time(
+    takes: float, pause: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    run = Run(tiny(), tmp_path / "run")
+    nets = nets_after(run.recipe, 1, 10, (1, 8, 8))
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(states, "save", lambda *_: now.__setitem__(0, now[0] + takes))
+    keeper = keeping.Keeper(
+        run, nets, optimiser_for(Optimiser(0.1), list(nets.parameters())), State(), _images(), Asked()
+    )
+    keeper.save()
+    assert keeper.pause == pytest.approx(pause)
+    assert takes / keeper.pause <= 0.005 + 1e-9
+    for later, due in ((0.999, False), (1.001, True)):
+        now[0] = keeper.saved + later * pause
+        assert keeper.due == due
 
 
 # what is not the same run
