@@ -315,7 +315,7 @@ def _run_epoch(
         if run.steps:
             shown[FULL] = duration(pace / batch_size * unlabelled.whole(kept) * stage.epochs)
         monitor(Progress(_title(state, stage), state.epoch * taken + state.step, epochs * taken, shown))
-        if keeper.due and state.step < taken:
+        if keeper.due:
             health.check(nets)
             keeper.account((state.step - keeper.counted) * batch_size)
             keeper.counted = state.step
