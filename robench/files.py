@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -49,6 +50,33 @@ def write_json(path: Path, content: Any) -> None:
     write(path, (json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
 
 
+def create(path: Path, content: bytes) -> bool:
+    """Make a small file where there is none, whole or not at all; returns whether there was none.
+
+    It is not brought to disk: what it says, such as who works on what, ends with the machine anyway.
+
+    Raises:
+        StoreError: if the folder cannot be written.
+    """
+    try:
+        while True:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".writing-") as stream:
+                    stream.write(content)
+                    stream.flush()
+                    _link(Path(stream.name), path)
+                return True
+            except FileExistsError:
+                return False
+            except FileNotFoundError:  # the folder was removed meanwhile
+                continue
+    except OSError as error:
+        raise StoreError(
+            f"cannot write {path}: {error.strerror}. Choose another folder, or make this one writable"
+        ) from error
+
+
 def check_writable(folder: Path) -> None:
     """Fail now rather than after hours of work.
 
@@ -63,6 +91,19 @@ def check_writable(folder: Path) -> None:
         raise StoreError(
             f"cannot write in {folder}: {error.strerror}. Choose another folder, or make this one writable"
         ) from error
+
+
+def _link(temporary: Path, path: Path) -> None:
+    """Give a file another name, if nothing has that name."""
+    try:
+        path.hardlink_to(temporary)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            raise
+        with path.open(
+            "xb"
+        ) as stream:  # a file system without hard links: here a reader may find it empty for a moment
+            stream.write(temporary.read_bytes())
 
 
 def sha256(content: bytes) -> str:

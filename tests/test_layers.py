@@ -24,7 +24,7 @@ LAYERS = (
     ("files", "spec", "registry", "provenance", "protocols"),
     (
         *("noise", "geometry", "losses", "door", "augment", "data", "models", "recipe", "results", "optimiser"),
-        *("convex", "probe", "suite", "inference", "smoothed", "unlabelled", "meter"),
+        *("convex", "probe", "suite", "inference", "smoothed", "unlabelled", "meter", "part", "claim"),
     ),
     (
         "attacks",
@@ -46,6 +46,8 @@ LAYERS = (
         "verdict",
         "indicators",
         "training",
+        "job",
+        "sharing",
         "evaluation",
         "testing",
         "demo",
@@ -69,6 +71,8 @@ LIGHT = (
     "inference",
     "suite",
     "results",
+    "part",
+    "claim",
     "diagnosis",
     "reporting",
     "figures",
