@@ -18,9 +18,9 @@ from robench.errors import CheckpointError, RobenchError
 from robench.methods import method_for
 from robench.models import Nets, build_nets
 from robench.recipe import Recipe
-from robench.spec import build, plain
+from robench.spec import build, digest, plain
 
-FORMAT = 1
+FORMAT = 2  # from which on the JSON has a digest of its own
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,12 @@ class Checkpoint:
         """
         path = self.folder / f"{self.kind}.safetensors"
         try:
-            content = path.read_bytes()
+            content = files.read_vouched(path, self.sha256)
+            if content is None:
+                path.stat()
         except OSError as error:
             raise CheckpointError(f"{path}: {error.strerror}; train it again, or restore the file") from None
-        if files.sha256(content) != self.sha256:
+        if content is None:
             raise CheckpointError(
                 f"{path} is damaged: its SHA-256 is not the one in {path.with_suffix('.json').name}; "
                 "restore the file or train it again"
@@ -147,10 +149,25 @@ def save(described: Checkpoint, nets: Nets) -> Checkpoint:
     """
     content = save_tensors({key: tensor.detach().cpu().contiguous() for key, tensor in nets.state_dict().items()})
     made = replace(described, sha256=files.sha256(content))
-    files.write(made.folder / f"{made.kind}.safetensors", content)
     fields = {key: plain(value) for key, value in vars(made).items() if key not in ("folder", "kind")}
-    files.write_json(made.folder / f"{made.kind}.json", {"format": FORMAT, **fields})
+    table = {"format": FORMAT, **fields}
+    files.write_vouched(
+        made.folder / f"{made.kind}.safetensors",
+        content,
+        made.folder / f"{made.kind}.json",
+        {**table, "digest": digest(table)},
+    )
     return made
+
+
+def settle(folder: Path) -> None:
+    """Bring the weights in place that a process which was killed has written and vouched for, and drop others."""
+    for kind in ("best", "last"):
+        try:
+            said: str | None = open_checkpoint(f"{folder}@{kind}", folder.parent).sha256
+        except CheckpointError:
+            said = None
+        files.settle(folder / f"{kind}.safetensors", said)
 
 
 def open_checkpoint(text: str, root: Path) -> Checkpoint:
@@ -175,13 +192,9 @@ def open_checkpoint(text: str, root: Path) -> Checkpoint:
     kinds = [kind] if kind else ["best", "last"]
     path = next((folder / f"{k}.json" for k in kinds if (folder / f"{k}.json").is_file()), None)
     if path is None:
-        raise CheckpointError(
-            f"{folder} holds no {' or '.join(f'{k}.json' for k in kinds)}: robench train RECIPE --resume"
-        )
+        raise CheckpointError(f"{folder} holds no {' or '.join(f'{k}.json' for k in kinds)}: robench train RECIPE")
     try:
-        table = json.loads(path.read_bytes())
-        if table.pop("format") != FORMAT:
-            raise CheckpointError(f"{path} was written by another version of robench; train it again")
+        table = _unsealed(json.loads(path.read_bytes()), path)
         if table.keys() & {"folder", "kind"}:
             raise ValueError("it names its own folder")
         found: Checkpoint = build(Checkpoint, {**table, "folder": folder, "kind": path.stem})
@@ -194,6 +207,23 @@ def open_checkpoint(text: str, root: Path) -> Checkpoint:
         raise CheckpointError(
             f"{path} is damaged ({type(error).__name__}: {error}); restore it or train it again"
         ) from None
+
+
+def _unsealed(table: dict[str, Any], path: Path) -> dict[str, Any]:
+    """What a description says, if it is as it was written; those of format 1 had no digest.
+
+    Raises:
+        CheckpointError: if another version wrote it.
+        ValueError: if its digest is not that of its content.
+    """
+    sealed = table.pop("digest", None)
+    found = table["format"]
+    if found not in (1, FORMAT) or isinstance(found, bool):
+        raise CheckpointError(f"{path} was written by another version of robench; train it again")
+    if (found != 1 or sealed is not None) and digest(table) != sealed:
+        raise ValueError("its content is not what was written: the digest differs")
+    del table["format"]
+    return table
 
 
 def at_hand(sha256: str, root: Path) -> Checkpoint:

@@ -1,48 +1,67 @@
-"""The only code that writes: whole files appear at once, or not at all."""
+"""The only code that writes: whole files appear at once, or not at all, also when the process or the machine dies.
+
+A file is written beside its place, brought to disk, renamed, and the folder brought to disk. Of a file and the JSON that
+vouches for it, old or new can be read at every moment between. `hook` is called at each of `POINTS`; tests end the process
+there, at each in turn.
+"""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from robench.errors import StoreError
+from robench.errors import DiskFullError, StoreError, UsageError
+
+POINTS = ("begun", "half", "written", "synced", "replaced", "kept", "linked", "removed")
+hook: Callable[[str, Path], None] | None = None
+
+_WRITING, _NEXT = ".writing-", ".next-"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write(path: Path, content: bytes) -> None:
     """Replace a file in one step: temporary file in the same folder, fsync, rename, fsync of the folder.
 
     Raises:
-        StoreError: if the folder cannot be written or the disk is full; an earlier file stays as it was.
+        DiskFullError: if there is no room; an earlier file stays as it was.
+        StoreError: if the folder cannot be written.
     """
     temporary: Path | None = None
+    handle = -1
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
-        temporary = Path(name)
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.chmod(0o644)
+        _make(path.parent)
+        handle, temporary = _begin(path.parent)
+        _reach("begun", path)
+        half = len(content) // 2
+        _put(handle, content[:half])
+        _reach("half", path)
+        _put(handle, content[half:])
+        os.fchmod(handle, 0o644)
+        _reach("written", path)
+        os.fsync(handle)
+        _reach("synced", path)
         temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        temporary = None
+        _reach("replaced", path)
+        _sync(path.parent)
+        _reach("kept", path)
     except BaseException as error:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
         if not isinstance(error, OSError):
             raise
-        raise StoreError(
-            f"cannot write {path} ({len(content):,} bytes): {error.strerror}. Choose another folder, or make room"
-        ) from error
+        raise _refused(error, path, len(content)) from error
+    finally:
+        if handle >= 0:
+            os.close(handle)  # and with it the lock that says somebody is writing
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -58,39 +77,185 @@ def create(path: Path, content: bytes) -> bool:
     Raises:
         StoreError: if the folder cannot be written.
     """
-    try:
-        while True:
+    while True:
+        try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = _begin(path.parent)
             try:
-                with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".writing-") as stream:
-                    stream.write(content)
-                    stream.flush()
-                    _link(Path(stream.name), path)
-                return True
-            except FileExistsError:
-                return False
-            except FileNotFoundError:  # the folder was removed meanwhile
-                continue
+                _put(handle, content)
+                _reach("written", path)
+                _link(temporary, path)
+                _reach("linked", path)
+            finally:
+                temporary.unlink(missing_ok=True)
+                os.close(handle)
+            return True
+        except FileExistsError:
+            return False
+        except FileNotFoundError:  # the folder was removed meanwhile
+            continue
+        except OSError as error:
+            raise _refused(error, path, len(content)) from error
+
+
+def write_vouched(path: Path, content: bytes, manifest: Path, table: Mapping[str, Any]) -> None:
+    """Replace a file and the JSON that names its SHA-256.
+
+    The new file waits beside the old one until the manifest is written, which comes last of all that can fail; then it takes
+    its place. `read_vouched` looks in both places, so it finds the old pair or the new one, whenever this was cut off.
+
+    Args:
+        path: of the file.
+        content: of the file.
+        manifest: the JSON.
+        table: its content, with the SHA-256.
+
+    Raises:
+        StoreError: as `write`.
+    """
+    waiting = _waiting(path)
+    write(waiting, content)
+    write_json(manifest, table)
+    _settle(waiting, path)
+
+
+def read_vouched(path: Path, digest: str) -> bytes | None:
+    """The file with a SHA-256, wherever a writer that was cut off has left it; None if neither place holds it."""
+    for place in (path, _waiting(path)):
+        if place.is_file() and sha256(content := place.read_bytes()) == digest:
+            return content
+    return None
+
+
+def settle(path: Path, digest: str | None) -> None:
+    """Finish, or take back, what a writer of `write_vouched` left undone.
+
+    Args:
+        path: of the file.
+        digest: what its manifest says; None if there is no manifest that can be read.
+    """
+    waiting = _waiting(path)
+    if not waiting.exists():
+        return
+    if digest is not None and sha256(waiting.read_bytes()) == digest:
+        _settle(waiting, path)
+    else:
+        remove(waiting)
+
+
+def remove(path: Path) -> None:
+    """Take a file away for good, if it is there.
+
+    Raises:
+        StoreError: if it cannot be.
+    """
+    try:
+        path.unlink()
+        _reach("removed", path)
+        _sync(path.parent)
+    except FileNotFoundError:
+        return
     except OSError as error:
-        raise StoreError(
-            f"cannot write {path}: {error.strerror}. Choose another folder, or make this one writable"
-        ) from error
+        raise StoreError(f"cannot remove {path}: {error.strerror}. Make its folder writable") from error
 
 
 def check_writable(folder: Path) -> None:
-    """Fail now rather than after hours of work.
+    """Fail now rather than after hours of work, and clear away what killed processes left half-written there.
 
     Raises:
         StoreError: if files cannot be created in the folder (which is made if absent).
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".writing-"):
+        _make(folder)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=_WRITING):
             pass
     except OSError as error:
         raise StoreError(
             f"cannot write in {folder}: {error.strerror}. Choose another folder, or make this one writable"
         ) from error
+    sweep(folder)
+
+
+def sweep(folder: Path) -> list[Path]:
+    """Remove temporary files nobody is writing any more, in a folder and those in it; returns which."""
+    found = []
+    for path in sorted([*folder.glob(f"{_WRITING}*"), *folder.glob(f"*/{_WRITING}*")]):
+        with suppress(OSError):  # it is gone by now, or somebody holds it
+            handle = os.open(path, os.O_RDWR)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+                found.append(path)
+            finally:
+                os.close(handle)
+    return found
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process; the lock ends with the process, however it ends.
+
+    Raises:
+        UsageError: if another process holds it.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"another process is training into {folder}: wait for it, or choose another folder with --out"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(handle)
+
+
+def sha256(content: bytes) -> str:
+    """The SHA-256 of some bytes, in hex."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def _reach(point: str, path: Path) -> None:
+    if hook is not None:
+        hook(point, path)
+
+
+def _make(folder: Path) -> None:
+    """Make a folder and those above it, each entered durably in the one above."""
+    if folder.is_dir():
+        return
+    if not folder.parent.is_dir():
+        _make(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync(folder.parent)
+
+
+def _begin(folder: Path) -> tuple[int, Path]:
+    """A temporary file that is locked, so that nobody sweeps it away."""
+    while True:
+        handle, name = tempfile.mkstemp(dir=folder, prefix=_WRITING)
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:
+            return handle, Path(name)
+        os.close(handle)  # swept away before it was locked
+
+
+def _put(handle: int, content: bytes) -> None:
+    left = memoryview(content)
+    while left:
+        left = left[os.write(handle, left) :]
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _link(temporary: Path, path: Path) -> None:
@@ -106,6 +271,20 @@ def _link(temporary: Path, path: Path) -> None:
             stream.write(temporary.read_bytes())
 
 
-def sha256(content: bytes) -> str:
-    """The SHA-256 of some bytes, in hex."""
-    return hashlib.sha256(content).hexdigest()
+def _waiting(path: Path) -> Path:
+    return path.with_name(f"{_NEXT}{path.name}")
+
+
+def _settle(waiting: Path, path: Path) -> None:
+    try:
+        waiting.replace(path)
+        _reach("replaced", path)
+        _sync(path.parent)
+        _reach("kept", path)
+    except OSError as error:
+        raise _refused(error, path, 0) from error
+
+
+def _refused(error: OSError, path: Path, count: int) -> StoreError:
+    kind = DiskFullError if error.errno in _FULL else StoreError
+    return kind(f"cannot write {path} ({count:,} bytes): {error.strerror}. Choose another folder, or make room")

@@ -29,6 +29,7 @@ from robench.recipe import Published, Recipe
 from robench.reporting import ABSENT, Table
 from robench.results import Failure, Result, Store, safe
 from robench.run import Run, finished, holds
+from robench.signals import listening
 from robench.spec import assignment, digest
 from robench.suite import Column
 from robench.threat import ThreatModel
@@ -206,7 +207,8 @@ def run(points: Sequence[Point], plan: Plan, monitor: Monitor = unwatched) -> It
         told = _numbered(monitor, f"{number}/{len(points)} ")
         wanted = plan.run(point)
         if not finished(wanted):
-            training.train(wanted, resume=holds(wanted), monitor=told)
+            with listening() as asked:
+                training.train(wanted, monitor=told, asked=asked)
         engine = Engine(plan.device, plan.data_root, plan.batch, told)
         trained = open_checkpoint(str(wanted.folder), plan.checkpoints)
         jobs = engine.plan([trained], attacks=plan.attacks, threats=plan.threats, count=plan.count)

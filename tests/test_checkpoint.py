@@ -14,6 +14,7 @@ from robench import recipe
 from robench.checkpoint import Checkpoint, nets_after, open_checkpoint, runs, save
 from robench.errors import CheckpointError
 from robench.models import Nets
+from robench.spec import digest
 
 TINY = recipe.load("standard-digits", [("model", "cnn@width=2")])
 
@@ -31,8 +32,9 @@ def made(folder: Path, kind: str = "best", seed: int = 0, **changes: Any) -> tup
 
 def edited(folder: Path, changes: dict[str, Any]) -> None:
     """Change the JSON of a checkpoint as a person would."""
-    table = json.loads((folder / "best.json").read_text())
-    (folder / "best.json").write_text(json.dumps({**table, **changes}))
+    table = {**json.loads((folder / "best.json").read_text()), **changes}
+    del table["digest"]
+    (folder / "best.json").write_text(json.dumps({**table, "digest": digest(table)}))
 
 
 def reseal(folder: Path) -> None:
@@ -147,7 +149,7 @@ def test_a_missing_run_where_there_is_nothing(tmp_path: Path) -> None:
 
 def test_a_folder_without_a_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    with pytest.raises(CheckpointError, match=r"holds no best\.json or last\.json.*--resume"):
+    with pytest.raises(CheckpointError, match=r"holds no best\.json or last\.json: robench train"):
         open_checkpoint("run", tmp_path)
 
 
@@ -227,6 +229,29 @@ def test_a_left_over_tensor_is_refused(tmp_path: Path) -> None:
         open_checkpoint("run", tmp_path).load()
 
 
+# a description is as it was written
+
+
+def test_a_changed_number_in_a_description_is_noticed(tmp_path: Path) -> None:
+    made(tmp_path / "run")
+    path = tmp_path / "run" / "best.json"
+    path.write_text(path.read_text().replace('"seed": 3', '"seed": 2'))
+    with pytest.raises(CheckpointError, match=r"best\.json is damaged .*the digest differs"):
+        open_checkpoint("run", tmp_path)
+
+
+def test_descriptions_of_the_first_format_open(tmp_path: Path) -> None:
+    saved, _ = made(tmp_path / "run")
+    path = tmp_path / "run" / "best.json"
+    table = json.loads(path.read_text())
+    del table["digest"]
+    path.write_text(json.dumps({**table, "format": 1}))
+    assert open_checkpoint("run", tmp_path) == saved
+    path.write_text(json.dumps({**table, "format": 2}))
+    with pytest.raises(CheckpointError, match="is damaged"):
+        open_checkpoint("run", tmp_path)
+
+
 # another model than the JSON says
 
 
@@ -263,7 +288,7 @@ def test_a_description_that_is_none(tmp_path: Path, text: str) -> None:
         open_checkpoint("run", tmp_path)
 
 
-@pytest.mark.parametrize("other", [0, 2, "1", None])
+@pytest.mark.parametrize("other", [0, 3, "1", None])
 def test_another_format_is_refused(tmp_path: Path, other: object) -> None:
     made(tmp_path / "run")
     edited(tmp_path / "run", {"format": other})

@@ -271,7 +271,7 @@ def test_interrupting_says_how_to_go_on(here: Path, run_cli: Cli, monkeypatch: p
     monkeypatch.setattr(training, "train", interrupted)
     code, _, err = run_cli("train", "standard-digits")
     assert code == 130
-    assert "--resume" in err.splitlines()[-1]
+    assert "the same command goes on" in err.splitlines()[-1]
 
 
 # help and lists
@@ -395,11 +395,15 @@ def test_a_run_can_be_resumed(here: Path, run_cli: Cli, monkeypatch: pytest.Monk
         patched.setattr(training, "validate", interrupt)  # in the second stage
         assert run_cli(*train)[0] == 130
     code, _, err = run_cli(*train)
-    assert code == 2
-    assert "--resume" in err
-    code, _, err = run_cli(*train, "--resume")
     assert code == 0
+    assert "going on with the run that was interrupted in checkpoints/simclr-digits" in err
     assert "simclr: " not in err.split("->")[1]  # the first stage was not run again
+    code, _, err = run_cli(*train)
+    assert code == 0
+    assert "finished: nothing is left to do" in err
+    code, _, err = run_cli(*train, "--restart")
+    assert code == 2
+    assert "finished" in err
 
 
 def interrupt(*_: object, **__: object) -> None:

@@ -12,7 +12,7 @@ from robench.cli.evaluation import demo, diagnose, evaluate
 from robench.cli.record import list_, show
 from robench.cli.report import plot, report, verify
 from robench.cli.training import sweep, train
-from robench.errors import RobenchError
+from robench.errors import RobenchError, StoppedError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -26,6 +26,10 @@ def cli(traceback: bool) -> None:
     robench train rocl                        recipe -> checkpoints/
     robench evaluate --attack autoattack      checkpoints/ -> results/
     robench report                            results/ -> tables
+
+    \b
+    Exit codes: 0 done, 1 a cell failed and the others ran, 2 something to mend, 70 a fault of robench, 74 no room on the
+    disk, 130 interrupted, 143 terminated. After 74, 130 and 143 the same command goes on where it stopped.
     """  # noqa: D301 (to click the escape means: keep these lines)
 
 
@@ -47,8 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         click.echo(error.ctx.get_help() if error.ctx else "", err=True)
         code = 2
     except click.exceptions.Abort:
-        click.echo("stopped; what was finished is kept: run the same command again (train: with --resume)", err=True)
+        click.echo("stopped; what was finished is kept: the same command goes on", err=True)
         code = 130
+    except StoppedError as error:
+        click.echo(str(error), err=True)
+        code = 128 + error.signal
     except (RobenchError, click.ClickException) as error:
         if wants_traceback:
             tracebacks.print_exc()
@@ -56,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         context = getattr(error, "ctx", None)
         hint = f" (robench {context.info_name} --help)" if context and context.parent else ""
         click.echo(f"error: {text}{hint}", err=True)
-        code = 2
+        code = error.code if isinstance(error, RobenchError) else 2
     except BrokenPipeError:
         code = 1
     except Exception as error:
