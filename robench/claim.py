@@ -130,10 +130,8 @@ class Claims:
 
     def _release(self, path: Path, holder: Holder) -> bool:
         if (there := _read(path)) is not None and there.token == holder.token:
-            path.unlink(missing_ok=True)
-        with suppress(OSError):  # there are parts in it, or other claims
-            self.folder.rmdir()
-            self.folder.parent.rmdir()
+            files.remove(path, lasting=False)
+        files.remove_empty(self.folder)
         return True
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from robench.errors import DiskFullError, StoreError, UsageError
 
-POINTS = ("begun", "half", "written", "synced", "replaced", "kept", "linked", "removed")
+POINTS = ("begun", "half", "written", "synced", "replaced", "kept", "removed")
 hook: Callable[[str, Path], None] | None = None
 
 _WRITING, _NEXT = ".writing-", ".next-"
@@ -85,7 +85,7 @@ def create(path: Path, content: bytes) -> bool:
                 _put(handle, content)
                 _reach("written", path)
                 _link(temporary, path)
-                _reach("linked", path)
+                _reach("kept", path)
             finally:
                 temporary.unlink(missing_ok=True)
                 os.close(handle)
@@ -143,8 +143,12 @@ def settle(path: Path, digest: str | None) -> None:
         remove(waiting)
 
 
-def remove(path: Path) -> None:
-    """Take a file away for good, if it is there.
+def remove(path: Path, *, lasting: bool = True) -> None:
+    """Take a file away, if it is there.
+
+    Args:
+        path: of the file.
+        lasting: for good, also if the power fails now.
 
     Raises:
         StoreError: if it cannot be.
@@ -152,11 +156,27 @@ def remove(path: Path) -> None:
     try:
         path.unlink()
         _reach("removed", path)
-        _sync(path.parent)
+        if lasting:
+            _sync(path.parent)
     except FileNotFoundError:
         return
     except OSError as error:
         raise StoreError(f"cannot remove {path}: {error.strerror}. Make its folder writable") from error
+
+
+def remove_folder(folder: Path) -> None:
+    """Take away a folder of files, and the one above if nothing else is in it; what another process puts there stays."""
+    with suppress(OSError):
+        for path in sorted(folder.iterdir()):
+            remove(path, lasting=False)
+        remove_empty(folder)
+
+
+def remove_empty(folder: Path) -> None:
+    """Take away a folder and the one above, if nothing is in them."""
+    with suppress(OSError):
+        folder.rmdir()
+        folder.parent.rmdir()
 
 
 def check_writable(folder: Path) -> None:
@@ -167,8 +187,9 @@ def check_writable(folder: Path) -> None:
     """
     try:
         _make(folder)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=_WRITING):
-            pass
+        handle, temporary = _begin(folder)
+        temporary.unlink()
+        os.close(handle)
     except OSError as error:
         raise StoreError(
             f"cannot write in {folder}: {error.strerror}. Choose another folder, or make this one writable"

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import math
 import re
-import shutil
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -137,15 +135,13 @@ class Parts:
     def clear(self) -> None:
         """Remove the folder, with whatever a killed process left in it."""
         self._read.clear()
-        shutil.rmtree(self.folder, ignore_errors=True)  # a neighbour may be looking into it, and then removes the rest
-        with suppress(OSError):  # there are parts of other cells
-            self.folder.parent.rmdir()
+        files.remove_folder(self.folder)
 
     def drop(self) -> None:
         """Remove all parts: of an attack that broke its contract nothing is believed."""
         self._read.clear()
         for path in self.folder.glob("*.json"):
-            path.unlink(missing_ok=True)
+            files.remove(path)
 
 
 def read(path: Path) -> Part:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from robench import files
 from robench.claim import Claims
-from robench.errors import AttackError, CheckpointError
+from robench.errors import AttackError, CheckpointError, StoppedError
 from robench.job import Job
 from robench.part import Part, Parts, Span, cover, gaps, together
 from robench.protocols import Monitor, Progress
@@ -116,7 +116,7 @@ class Desk:
 
         try:
             part = self.engine.run_part(self.job, *span, watch)
-        except CheckpointError:
+        except (CheckpointError, StoppedError):
             raise
         except Exception as error:
             if isinstance(error, AttackError):

@@ -90,9 +90,10 @@ def evaluate(
 
     from robench.evaluation import Engine, plan_suite
     from robench.results import Store, safe
+    from robench.signals import terminating
     from robench.terminal import say, watched
 
-    with watched() as monitor:
+    with watched() as monitor, terminating():
         engine = Engine(where.device, where.data_root, batch, monitor, lambda text: say(safe(text)))
         jobs: list[Job] = []
         if attacks:
