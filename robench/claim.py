@@ -68,11 +68,11 @@ class Claims:
         """The ranges that other processes run now; claims that have ended are removed."""
         found = {}
         for path in sorted(self.folder.glob("*.claim")):
-            holder = _read(path)
-            if holder is None or holder.token in _OWN:
+            text = _read(path)
+            if text is None or (holder := _parse(text)).token in _OWN:
                 continue
             if self._ended(path, holder):
-                _remove(path, holder)
+                files.remove_same(path, text)
                 continue
             with suppress(ValueError):  # somebody else's file
                 start, stop = map(int, path.stem.split("-"))
@@ -87,19 +87,19 @@ class Claims:
             What is to be called as the work goes on; None if another process holds some of the images.
         """
         path, holder = self.folder / f"{start}-{stop}.claim", _holder()
+        text = json.dumps(asdict(holder)).encode()
         _OWN.add(holder.token)
         try:
-            text = json.dumps(asdict(holder)).encode()
             mine = files.create(path, text)
             if not mine and not self._overlap(start, stop):  # one that had ended was in the way
                 mine = files.create(path, text)
             if mine and self._overlap(
                 start, stop
             ):  # of another size, made at the same time: whoever sees another, yields
-                mine = not self._release(path, holder)
+                mine = self._release(path, text)
             yield self._beat(path) if mine else None
         finally:
-            self._release(path, holder)
+            self._release(path, text)
             _OWN.discard(holder.token)
 
     def _overlap(self, start: int, stop: int) -> bool:
@@ -128,32 +128,28 @@ class Claims:
 
         return beat
 
-    def _release(self, path: Path, holder: Holder) -> bool:
-        if (there := _read(path)) is not None and there.token == holder.token:
-            files.remove(path, lasting=False)
+    def _release(self, path: Path, text: bytes) -> bool:
+        files.remove_same(path, text)
         files.remove_empty(self.folder)
-        return True
+        return False
 
 
-def _remove(path: Path, ended: Holder) -> None:
-    """Remove a claim that has ended, and not the one that another process may have put in its place by now."""
-    aside = path.with_name(f".ended-{uuid.uuid4().hex}")
-    with suppress(OSError):
-        path.rename(aside)
-        if (moved := _read(aside)) is not None and moved.token != ended.token:
-            with suppress(FileExistsError):
-                path.hardlink_to(aside)
-        aside.unlink()
-
-
-def _read(path: Path) -> Holder | None:
-    """Who holds a claim; None if it is gone."""
+def _read(path: Path) -> bytes | None:
+    """A claim; None if it is gone."""
     try:
-        return Holder(**json.loads(path.read_bytes()))
+        return path.read_bytes()
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError):
-        return Holder("an unreadable claim", 0, 0, "")  # which ends by not being touched
+    except OSError:
+        return b""
+
+
+def _parse(text: bytes) -> Holder:
+    """Who holds a claim; one that cannot be read ends by not being touched."""
+    try:
+        return Holder(**json.loads(text))
+    except (ValueError, TypeError):
+        return Holder("an unreadable claim", 0, 0, "")
 
 
 def _holder() -> Holder:

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -162,6 +163,20 @@ def remove(path: Path, *, lasting: bool = True) -> None:
         return
     except OSError as error:
         raise StoreError(f"cannot remove {path}: {error.strerror}. Make its folder writable") from error
+
+
+def remove_same(path: Path, content: bytes) -> None:
+    """Take a file away if it holds this; what another process has put in its place meanwhile stays or is put back."""
+    aside = path.with_name(f"{_WRITING}{uuid.uuid4().hex}")
+    with suppress(OSError):
+        if path.read_bytes() != content:
+            return
+        path.rename(aside)
+        if aside.read_bytes() != content:
+            with suppress(FileExistsError):
+                _link(aside, path)
+        aside.unlink()
+        _reach("removed", path)
 
 
 def remove_folder(folder: Path) -> None:

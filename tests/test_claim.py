@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from robench import claim
+from robench import claim, files
 from robench.claim import STALE, Claims, Holder
 
 FAR = Holder("another-host:", 4, 5, "a token")
@@ -137,15 +137,20 @@ def test_a_claim_that_cannot_be_read_ends_by_its_age(tmp_path: Path, content: st
 def test_a_claim_in_the_place_of_an_ended_one_is_put_back(tmp_path: Path, living: Holder, dead: Holder) -> None:
     # between looking and removing, another process may have taken over
     path = lay(tmp_path, "0-5", living)
-    claim._remove(path, dead)
+    there, seen = path.read_bytes(), json.dumps(asdict(dead)).encode()
+    looks = iter([seen])
+    with pytest.MonkeyPatch.context() as patched:
+        read = Path.read_bytes
+        patched.setattr(Path, "read_bytes", lambda path: next(looks, None) or read(path))
+        files.remove_same(path, seen)
     assert list(tmp_path.iterdir()) == [path]
-    assert claim._read(path) == living
+    assert path.read_bytes() == there
 
 
 def test_a_claim_that_was_taken_over_is_not_removed_by_its_first_holder(tmp_path: Path, living: Holder) -> None:
     with Claims(tmp_path).held(0, 5):
         path = lay(tmp_path, "0-5", living)
-    assert claim._read(path) == living
+    assert json.loads(path.read_text()) == asdict(living)
 
 
 def test_files_of_others_are_left_alone(tmp_path: Path, living: Holder) -> None:

@@ -1,5 +1,6 @@
 """Several processes on one folder of results, and processes that are killed: nothing lost, nothing run twice, the same bits."""
 
+import contextlib
 import os
 import random
 import signal
@@ -297,8 +298,7 @@ def test_a_stopped_command_says_that_it_goes_on_and_does(
     command += ["--batch", 1, "--device", "cpu", "--results", folder]
     child = os.fork()
     if child == 0:
-        with said.open("w") as stream:
-            os.dup2(stream.fileno(), 2)
+        with said.open("w", buffering=1) as stream, contextlib.redirect_stderr(stream):
             try:
                 main([str(word) for word in command])
             except SystemExit as end:
