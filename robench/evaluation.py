@@ -54,6 +54,7 @@ class Engine:
     _images: dict[tuple[str, int | None], Images] = field(default_factory=dict)
     _nets: dict[str, Nets] = field(default_factory=dict)
     _probes: dict[tuple[str, str], verdict.Probe] = field(default_factory=dict)
+    _fits: tuple[str, int] = ("", 0)
     _crafting: tuple[object, ...] = ()
     _crafted: dict[Span, verdict.Crafted] = field(default_factory=dict)
 
@@ -172,7 +173,7 @@ class Engine:
 
         nets, inference, seed = self.loaded(job.checkpoint), job.cell.inference, job.cell.seed
         judged: nn.Module = Smoothed(nets, inference, seed) if inference else nets
-        door = Door(judged, images.classes, self.batch, told)
+        door = Door(judged, images.classes, self._fitting(job), told)
         x, y = images.x(span), images.y[span]
         with frozen(nets), verdict.guarded(seed, start), verdict.exact():
             probe = self._probe(job.checkpoint, images)
@@ -181,6 +182,7 @@ class Engine:
         crafted = self._craft(job, images, (start, stop), clean, told)
         with frozen(nets), verdict.guarded(seed, start), verdict.exact():
             found = verdict.judge(door, job.attack, x, y, clean, crafted.adv, probe)
+        self._fits = job.cell.key, min(door.micro_batch, self._fitting(job))
         cost = meter.read()
         notes = getattr(job.attack, "notes", lambda classes: ())(images.classes)
         if inference and not (inference.adaptive or job.source):
@@ -230,7 +232,8 @@ class Engine:
         if job.source and span in self._crafted:
             return self._crafted[span]
         members = [self.loaded(member) for member in job.source.members] if job.source else [self._attacked(job)]
-        door = Door(members[0] if len(members) == 1 else Ensemble(members), images.classes, self.batch, watch)
+        model = members[0] if len(members) == 1 else Ensemble(members)
+        door = Door(model, images.classes, self._fitting(job), watch)
         crafted = verdict.craft(
             door,
             job.attack,
@@ -240,9 +243,14 @@ class Engine:
             ids=torch.arange(*span, device=self.device),
             seed=job.cell.seed,
         )
+        self._fits = job.cell.key, door.micro_batch
         if job.source:
             self._crafted[span] = crafted
         return crafted
+
+    def _fitting(self, job: Job) -> int:
+        """The most images at once: as many as fitted into memory in the last part of the same cell, which noted it."""
+        return min(self.batch, self._fits[1]) if self._fits[0] == job.cell.key else self.batch
 
     def _attacked(self, job: Job) -> nn.Module:
         """What a white-box attack gets: the networks, or of a smoothed classifier what it can make use of."""

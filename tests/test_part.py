@@ -164,6 +164,39 @@ def test_what_square_alone_breaks_is_judged_over_all_parts() -> None:
     assert attack.finds({}, 400) == []
 
 
+class Narrow(nn.Module):
+    """A classifier on a device that holds so many images."""
+
+    def __init__(self, inner: nn.Module, room: int) -> None:
+        super().__init__()
+        self.inner, self.room, self.refused = inner, room, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > self.room:
+            self.refused += 1
+            raise torch.OutOfMemoryError(f"{len(x)} images do not fit")
+        found: Tensor = self.inner(x)
+        return found
+
+
+def test_what_does_not_fit_into_memory_is_halved_once_and_the_record_says_so(robust: Checkpoint) -> None:
+    engine = Engine(CPU, batch=64)
+    job = planned(engine, robust, "pgd-5", count=256)
+    whole = engine.evaluate(job)
+    narrow = Narrow(engine.loaded(robust), 40)
+    engine._probe(robust, engine.images("digits", 256))
+    engine._nets[robust.sha256] = narrow  # type: ignore[assignment]
+    found = engine.evaluate(job)
+    assert bare(found).notes == ("out of memory: went on with 32 images at once",)
+    assert narrow.refused <= 3  # in the first of four parts: the clean look, the attack and the verdict
+    assert bare(found).robust == bare(whole).robust
+    assert bare(found).largest == bare(whole).largest
+    narrow.room = 0
+    failed = engine.evaluate(job)
+    assert isinstance(failed, Failure)
+    assert failed.reason == "OutOfMemoryError: 1 images do not fit"
+
+
 # arithmetic of ranges
 
 
