@@ -145,8 +145,9 @@ def run(engine: Engine, jobs: Sequence[Job], store: Store) -> Iterator[Ran]:
     Raises:
         StoreError: if the folder cannot be written, before anything is run; or if it holds contradictory or damaged records.
     """
-    bar = Bar(engine.monitor, [job for job in jobs if not isinstance(store.get(job.cell), Result)])
-    for folder in (store.folder / "cells", store.folder):
+    todo = [job for job in jobs if not isinstance(store.get(job.cell), Result)]
+    bar = Bar(engine.monitor, todo)
+    for folder in (store.folder / "cells", store.folder) if todo else ():
         files.check_writable(folder)
     waiting = [Desk(engine, job, store, bar) for job in jobs]
     told: set[str] = set()
