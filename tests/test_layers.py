@@ -24,7 +24,7 @@ LAYERS = (
     ("files", "spec", "registry", "provenance", "protocols", "signals"),
     (
         *("noise", "geometry", "losses", "door", "augment", "data", "models", "recipe", "results", "optimiser"),
-        *("convex", "probe", "suite", "inference", "smoothed", "unlabelled", "meter", "part", "claim"),
+        *("convex", "probe", "suite", "inference", "smoothed", "unlabelled", "meter", "part", "claim", "inputs"),
     ),
     (
         "attacks",

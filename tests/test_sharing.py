@@ -109,7 +109,9 @@ def finished(folder: Path, jobs: Sequence[Job]) -> bool:
 # several at once
 
 
-@pytest.mark.parametrize("batches", [(6, 6), (3, 5), (2, 3, 4, 24)])
+@pytest.mark.parametrize(
+    "batches", [(6, 6), (3, 5), (2, 3, 4, 24), pytest.param((1, 2, 3, 4) * 4, marks=pytest.mark.nightly)], ids=len
+)
 def test_processes_share_the_work(
     tmp_path: Path, jobs: list[Job], wanted: list[object], batches: tuple[int, ...]
 ) -> None:
