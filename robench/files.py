@@ -73,7 +73,8 @@ def write_json(path: Path, content: Any) -> None:
 def create(path: Path, content: bytes) -> bool:
     """Make a small file where there is none, whole or not at all; returns whether there was none.
 
-    It is not brought to disk: what it says, such as who works on what, ends with the machine anyway.
+    Its content is brought to disk and its name is not: what it says, such as who works on what, ends with the machine anyway,
+    but after a power cut it must not be there empty.
 
     Raises:
         StoreError: if the folder cannot be written.
@@ -84,6 +85,7 @@ def create(path: Path, content: bytes) -> bool:
             handle, temporary = _begin(path.parent)
             try:
                 _put(handle, content)
+                os.fsync(handle)
                 _reach("written", path)
                 _link(temporary, path)
                 _reach("kept", path)

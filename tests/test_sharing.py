@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from crash import killed
+from crash import Disk, killed, lay
 from test_evaluation import Corner, name
 from test_part import bare, files_of, planned
 from test_results import CELL, failure, result
@@ -285,6 +285,29 @@ def test_one_of_several_is_killed(tmp_path: Path, jobs: list[Job], wanted: list[
 
     at_once([victim(9), victim(33), survivor])
     assert finished(folder, jobs)
+
+
+def test_after_a_power_cut_parts_are_whole_or_absent(
+    tmp_path: Path, jobs: list[Job], wanted: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, root = jobs[0], tmp_path / "recorded"
+    root.mkdir()
+    with Disk(root).recording(monkeypatch) as disk:
+        evaluate([job], root, 12)
+    told: list[str] = []
+    seen = set()
+    for number, (_, content) in enumerate(disk.crashes()):
+        here = lay(content, tmp_path / str(number))
+        there = Parts(here, job.cell, told.append).every()
+        whole = Store(here).get(job.cell)
+        assert [part.span for part in there] in ([], [(0, 12)], [(12, 24)], [(0, 12), (12, 24)])
+        mark = tuple(part.span for part in there), whole is not None
+        if mark not in seen:
+            assert [bare(record) for record in evaluate([job], here)] == wanted[:1]
+            assert finished(here, [job])
+        seen.add(mark)
+    assert told == []
+    assert {((), False), (((0, 12),), False), (((0, 12), (12, 24)), False), ((), True)} <= seen
 
 
 # signals and the command line
