@@ -42,8 +42,11 @@ for command in (train, evaluate, sweep, report, plot, verify, show, diagnose, li
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; errors a person can mend are one line and exit code 2."""
+    import os
     import sys
 
+    # threads that wait sleep instead of spinning: where others use the machine too, spinning costs many times the work
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     given = list(sys.argv[1:] if arguments is None else arguments)
     wants_traceback = "--traceback" in given
     given = [argument for argument in given if argument != "--traceback"]
