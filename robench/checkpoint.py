@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
+from torch import Tensor
 
-from robench import files
+from robench import files, weights
 from robench.errors import CheckpointError, RobenchError
 from robench.methods import method_for
 from robench.models import Nets, build_nets
@@ -82,8 +82,12 @@ class Checkpoint:
                 f"{path} is damaged: its SHA-256 is not the one in {path.with_suffix('.json').name}; "
                 "restore the file or train it again"
             )
-        nets = nets_after(self.recipe, self.stages, self.classes, self.shape)
-        restore(nets, content, str(path))
+        stored = weights.read(content, str(path))
+        shape = self.recipe, self.stages, self.classes, self.shape
+        with suppress(NotImplementedError, RuntimeError, TypeError), torch.device("meta"):  # which a model may not know
+            fitting(nets_after(*shape), stored, str(path))  # before memory is given for what the description claims
+        nets = nets_after(*shape)
+        nets.load_state_dict(fitting(nets, stored, str(path)))
         return nets.to(device).eval()
 
 
@@ -96,42 +100,21 @@ def nets_after(recipe: Recipe, stages: int, classes: int, shape: tuple[int, int,
     return nets
 
 
-def restore(nets: Nets, content: bytes, what: str, *, only: str = "") -> None:
-    """Put stored weights into networks.
+def fitting(nets: Nets, stored: Mapping[str, Tensor], what: str) -> Mapping[str, Tensor]:
+    """Stored weights, if they are those of such networks.
 
     Args:
         nets: networks of the stored architecture.
-        content: a safetensors file.
+        stored: tensors by name.
         what: how messages call it.
-        only: take only the tensors whose names begin so.
 
     Raises:
-        CheckpointError: if it is not a safetensors file, or tensors are missing, left over or of another shape.
+        CheckpointError: if tensors are missing, left over, of another shape or type, or no numbers.
     """
-    try:
-        stored = load_tensors(content)
-    except SafetensorError as error:
-        hint = " (it is a web page)" if content.lstrip()[:1] == b"<" else ""
-        raise CheckpointError(f"{what} is not a safetensors file{hint}: {error}") from None
-    stored = {key: tensor for key, tensor in stored.items() if key.startswith(only)}
     if not any(key.startswith("encoder.") for key in stored):
         raise CheckpointError(f"{what} holds no encoder, so no head can stand on it; train one: robench train RECIPE")
-    wanted = {key: tensor for key, tensor in nets.state_dict().items() if key.startswith(only)}
-    for key in [*wanted, *stored]:
-        have, want = stored.get(key), wanted.get(key)
-        if have is None or want is None or have.shape != want.shape:
-            differ = sum(
-                k not in stored or k not in wanted or stored[k].shape != wanted[k].shape for k in {*stored, *wanted}
-            )
-            shapes = [f"{tuple(t.shape)}" if t is not None else "absent" for t in (have, want)]
-            raise CheckpointError(
-                f"{what} does not fit the model: {differ} of {len({*stored, *wanted})} tensors differ. "
-                f"First: {key} is {shapes[0]} in the file and {shapes[1]} in the model. "
-                "Name the architecture and data set it was trained with (--model, --dataset)"
-            )
-        if have.is_floating_point() and not bool(have.isfinite().all()):
-            raise CheckpointError(f"{what}: tensor {key} holds NaN or infinite weights; train it again")
-    nets.load_state_dict(stored, strict=not only)
+    weights.check(stored, nets.state_dict(), what)
+    return stored
 
 
 def save(described: Checkpoint, nets: Nets) -> Checkpoint:

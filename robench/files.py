@@ -28,7 +28,7 @@ _WRITING, _NEXT = ".writing-", ".next-"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def write(path: Path, content: bytes) -> None:
+def write(path: Path, content: bytes | memoryview) -> None:
     """Replace a file in one step: temporary file in the same folder, fsync, rename, fsync of the folder.
 
     Raises:
@@ -42,9 +42,9 @@ def write(path: Path, content: bytes) -> None:
         handle, temporary = _begin(path.parent)
         _reach("begun", path)
         half = len(content) // 2
-        _put(handle, content[:half])
+        _put(handle, memoryview(content)[:half])
         _reach("half", path)
-        _put(handle, content[half:])
+        _put(handle, memoryview(content)[half:])
         os.fchmod(handle, 0o644)
         _reach("written", path)
         os.fsync(handle)
@@ -84,7 +84,7 @@ def create(path: Path, content: bytes) -> bool:
             path.parent.mkdir(parents=True, exist_ok=True)
             handle, temporary = _begin(path.parent)
             try:
-                _put(handle, content)
+                _put(handle, memoryview(content))
                 os.fsync(handle)
                 _reach("written", path)
                 _link(temporary, path)
@@ -282,8 +282,7 @@ def _begin(folder: Path) -> tuple[int, Path]:
         os.close(handle)  # swept away before it was locked
 
 
-def _put(handle: int, content: bytes) -> None:
-    left = memoryview(content)
+def _put(handle: int, left: memoryview) -> None:
     while left:
         left = left[os.write(handle, left) :]
 

@@ -71,6 +71,7 @@ def save(run: Run, nets: Nets, optimiser: torch.optim.Optimizer, state: State, i
         StoreError: if it cannot be written; the state saved before is whole.
     """
     stream = io.BytesIO()
+    stream.write(bytes(32))
     torch.save(
         {
             "format": FORMAT,
@@ -87,8 +88,9 @@ def save(run: Run, nets: Nets, optimiser: torch.optim.Optimizer, state: State, i
         },
         stream,
     )
-    content = stream.getvalue()
-    files.write(path_of(run), hashlib.sha256(content).digest() + content)
+    content = stream.getbuffer()  # which is large, so it is not copied
+    content[:32] = hashlib.sha256(content[32:]).digest()
+    files.write(path_of(run), content)
 
 
 def restore(run: Run, nets: Nets, images: Images) -> tuple[State, dict[str, Any] | None]:
@@ -104,7 +106,7 @@ def restore(run: Run, nets: Nets, images: Images) -> tuple[State, dict[str, Any]
     path = path_of(run)
     if not path.is_file():
         return State(), None
-    content = path.read_bytes()
+    content = memoryview(path.read_bytes())
     if hashlib.sha256(content[32:]).digest() != content[:32]:
         raise CheckpointError(f"{path} is damaged; delete it to train from the beginning")
     saved = torch.load(io.BytesIO(content[32:]), map_location=run.device, weights_only=True)

@@ -182,7 +182,7 @@ def test_a_truncated_file_is_noticed(tmp_path: Path, kept: int) -> None:
     with pytest.raises(CheckpointError, match="is damaged"):
         open_checkpoint("run", tmp_path).load()
     reseal(tmp_path / "run")
-    with pytest.raises(CheckpointError, match="is not a safetensors file"):
+    with pytest.raises(CheckpointError, match="is not a safetensors file" if kept else "is empty"):
         open_checkpoint("run", tmp_path).load()
 
 
@@ -191,7 +191,7 @@ def test_a_web_page_is_called_one(tmp_path: Path) -> None:
     made(tmp_path / "run")
     (tmp_path / "run" / "best.safetensors").write_bytes(b"\n<!DOCTYPE html><html><body>Sign in</body></html>")
     reseal(tmp_path / "run")
-    with pytest.raises(CheckpointError, match=r"is not a safetensors file \(it is a web page\)"):
+    with pytest.raises(CheckpointError, match=r"best\.safetensors is a web page, not weights"):
         open_checkpoint("run", tmp_path).load()
 
 
@@ -203,7 +203,7 @@ def test_a_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
     made(tmp_path / "run")
     torch.save(Evil(), tmp_path / "run" / "best.safetensors")
     reseal(tmp_path / "run")
-    with pytest.raises(CheckpointError, match="is not a safetensors file"):
+    with pytest.raises(CheckpointError, match=r"would run \S+getattr when it is opened, so it was not"):
         open_checkpoint("run", tmp_path).load()
     assert not (tmp_path / "executed").exists()
 
@@ -274,6 +274,27 @@ def test_a_missing_part_is_named(tmp_path: Path) -> None:
     made(tmp_path / "run")
     edited(tmp_path / "run", {"stages": 0})
     with pytest.raises(CheckpointError, match=r"parts\.head\.\w+ is \(10.*\) in the file and absent"):
+        open_checkpoint("run", tmp_path).load()
+
+
+def test_a_description_that_claims_a_large_model_is_refused_before_memory_is_given(tmp_path: Path) -> None:
+    made(tmp_path / "run")
+    edited(tmp_path / "run", {"classes": 10**12})
+    with pytest.raises(
+        CheckpointError, match=r"parts\.head\.weight is \(10, 32\) in the file and \(1000000000000, 32\)"
+    ):
+        open_checkpoint("run", tmp_path).load()
+
+
+def test_weights_of_another_type_are_refused(tmp_path: Path) -> None:
+    made(tmp_path / "run")
+    path = tmp_path / "run" / "best.safetensors"
+    tensors = load_file(path)
+    save_file({**tensors, "parts.head.bias": tensors["parts.head.bias"].double()}, path)
+    reseal(tmp_path / "run")
+    with pytest.raises(
+        CheckpointError, match=r"parts\.head\.bias is \(10,\) float64 in the file and \(10,\) in the model"
+    ):
         open_checkpoint("run", tmp_path).load()
 
 

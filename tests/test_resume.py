@@ -18,16 +18,18 @@ from test_training import StoppedError as Stopped
 from test_training import after, numbers, remains, rows_of, tiny, two_stages
 from torch import Tensor, nn
 
-from robench import checkpoint, files, recipe, training
+from robench import checkpoint, files, keeping, recipe, training
 from robench import state as states
 from robench.checkpoint import nets_after, open_checkpoint
 from robench.errors import DataError, DiskFullError, StoppedError, StoreError, TrainingError, UsageError
 from robench.methods.standard import Standard
 from robench.models import Nets
+from robench.optimiser import optimiser_for
 from robench.protocols import Batch, Moment, Progress
-from robench.recipe import Recipe
+from robench.recipe import Optimiser, Recipe
 from robench.run import Run, finished
 from robench.signals import Asked, listening
+from robench.state import State
 from robench.training import train
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -36,8 +38,8 @@ Cli = Callable[..., tuple[int, str, str]]
 @pytest.fixture(autouse=True)
 def saves_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """The most moments to be cut off at."""
-    monkeypatch.setattr(training, "SAVE_EVERY", 0.0)
-    monkeypatch.setattr(training, "SHARE", float("inf"))
+    monkeypatch.setattr(keeping, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(keeping, "SHARE", float("inf"))
 
 
 @pytest.fixture(scope="module")
@@ -244,7 +246,7 @@ def at_step(number: int, action: Callable[[], object]) -> Callable[[Progress], N
 def test_a_signal_stops_after_the_step_under_way(
     name: str, step: int, tmp_path: Path, whole: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "SAVE_EVERY", 1e9)  # only the signal saves
+    monkeypatch.setattr(keeping, "SAVE_EVERY", 1e9)  # only the signal saves
     run, number = Run(two_stages(), tmp_path / "run"), getattr(signal, name)
     monitor = at_step(step, lambda: os.kill(os.getpid(), number))
     if step == 7:  # the last step of all: the end is nearer than a halt
@@ -263,7 +265,7 @@ def test_a_signal_stops_after_the_step_under_way(
 
 
 def test_a_warning_saves_and_goes_on(tmp_path: Path, whole: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "SAVE_EVERY", 1e9)
+    monkeypatch.setattr(keeping, "SAVE_EVERY", 1e9)
     run, saved = Run(two_stages(), tmp_path / "run"), []
     save = states.save
     monkeypatch.setattr(states, "save", lambda *given: (saved.append(given[3].step), save(*given)))
@@ -312,6 +314,30 @@ def test_the_command_exits_as_shells_expect(
     assert f"stopped by {name} at stage 0, epoch 1, step 2" in err
     assert "error" not in err
     assert run_cli(*command, "--out", tmp_path / "run")[0] == 0
+
+
+# what saving costs
+
+
+@pytest.mark.parametrize(("takes", "pause"), [(0.1, 60.0), (0.3, 60.0), (3.0, 600.0)])
+def test_saving_takes_a_small_share_of_the_time(
+    takes: float, pause: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    run = Run(tiny(), tmp_path / "run")
+    nets = nets_after(run.recipe, 1, 10, (1, 8, 8))
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(states, "save", lambda *_: now.__setitem__(0, now[0] + takes))
+    keeper = keeping.Keeper(
+        run, nets, optimiser_for(Optimiser(0.1), list(nets.parameters())), State(), _images(), Asked()
+    )
+    keeper.save()
+    assert keeper.pause == pytest.approx(pause)
+    assert takes / keeper.pause <= 0.005 + 1e-9
+    for later, due in ((0.999, False), (1.001, True)):
+        now[0] = keeper.saved + later * pause
+        assert keeper.due == due
 
 
 # what is not the same run
@@ -412,6 +438,19 @@ def test_a_loss_that_is_no_number_stops_at_its_step_and_keeps_what_was_good(tmp_
     assert numbers(run.folder)
     state, _ = states.restore(run, nets_after(run.recipe, 0, 10, (1, 8, 8)), _images())
     assert (state.epoch, state.step) == (1, 1)
+
+
+@dataclass(frozen=True)
+class Large(Standard):
+    """A step that needs more memory than there is."""
+
+    def terms(self, nets: Nets, batch: Batch, at: Moment) -> dict[str, Tensor]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_a_step_that_needs_too_much_memory_says_what_would_fit(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"stage 0 .* does not fit into the memory of cpu with 64 images.*batch=32"):
+        train(Run(tiny(stage__0__method="test_resume:Large"), tmp_path / "run"))
 
 
 def test_a_clock_that_steps_back_changes_nothing(

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from robench import data, files, recipe, training
+from robench import data, files, keeping, recipe, training
 from robench import state as states
 from robench.checkpoint import Checkpoint, open_checkpoint
 from robench.data import Split
@@ -153,7 +153,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     steps: int, every: float, tmp_path: Path, uninterrupted: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # three steps an epoch in the first stage, one in the second
-    monkeypatch.setattr(training, "SAVE_EVERY", every)
+    monkeypatch.setattr(keeping, "SAVE_EVERY", every)
     run = Run(two_stages(), tmp_path / "run")
     with pytest.raises(StoppedError):
         train(run, monitor=after(steps))
@@ -166,7 +166,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
 def test_a_run_may_end_at_any_write(
     tmp_path: Path, uninterrupted: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(keeping, "SAVE_EVERY", 0.0)
     write, count = files.write, 0
     for stop in range(100):
         run = Run(two_stages(), tmp_path / str(stop))

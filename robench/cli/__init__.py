@@ -14,6 +14,7 @@ from robench.cli.record import list_, show
 from robench.cli.report import plot, report, verify
 from robench.cli.training import sweep, train
 from robench.errors import RobenchError, StoppedError
+from robench.results import safe
 
 STOPPED = "stopped; what was finished is kept: the same command goes on"
 
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             click.echo(STOPPED, err=True)
         raise
     except StoppedError as error:
-        click.echo(str(error), err=True)
+        click.echo(safe(str(error)), err=True)
         code = 128 + error.signal
     except (RobenchError, click.ClickException) as error:
         if wants_traceback:
@@ -72,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         text = error.format_message() if isinstance(error, click.ClickException) else str(error)
         context = getattr(error, "ctx", None)
         hint = f" (robench {context.info_name} --help)" if context and context.parent else ""
-        click.echo(f"error: {text}{hint}", err=True)
+        click.echo(f"error: {safe(text)}{hint}", err=True)
         code = error.code if isinstance(error, RobenchError) else 2
     except BrokenPipeError:
         code = 1
@@ -80,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if wants_traceback:
             tracebacks.print_exc()
         click.echo(
-            f"error: {type(error).__name__}: {error}. This is a fault of robench; the same command with --traceback "
+            f"error: {type(error).__name__}: {safe(str(error))}. This is a fault of robench; the same command with --traceback "
             "shows where",
             err=True,
         )
