@@ -21,7 +21,8 @@ from robench import recipe as recipes
 from robench.attacks import attack_for
 from robench.checkpoint import Checkpoint, open_checkpoint
 from robench.errors import UsageError
-from robench.evaluation import Engine, Job, usual_threat
+from robench.evaluation import Engine, usual_threat
+from robench.job import Job
 from robench.methods import method_for
 from robench.protocols import Monitor, Progress, unwatched
 from robench.recipe import Published, Recipe

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import traceback as tracebacks
 from collections.abc import Sequence
 
@@ -14,6 +15,8 @@ from robench.cli.report import plot, report, verify
 from robench.cli.training import sweep, train
 from robench.errors import RobenchError, StoppedError
 from robench.results import safe
+
+STOPPED = "stopped; what was finished is kept: the same command goes on"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -55,8 +58,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         click.echo(error.ctx.get_help() if error.ctx else "", err=True)
         code = 2
     except click.exceptions.Abort:
-        click.echo("stopped; what was finished is kept: the same command goes on", err=True)
+        click.echo(STOPPED, err=True)
         code = 130
+    except SystemExit as error:
+        if error.code == 128 + signal.SIGTERM:
+            click.echo(STOPPED, err=True)
+        raise
     except StoppedError as error:
         click.echo(safe(str(error)), err=True)
         code = 128 + error.signal
