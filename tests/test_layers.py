@@ -24,7 +24,7 @@ LAYERS = (
     ("files", "spec", "registry", "provenance", "protocols"),
     (
         *("noise", "geometry", "losses", "door", "augment", "data", "models", "recipe", "results", "optimiser"),
-        *("convex", "probe", "suite", "inference", "smoothed", "unlabelled", "meter"),
+        *("convex", "probe", "suite", "inference", "smoothed", "unlabelled", "meter", "statistic"),
     ),
     (
         "attacks",
@@ -69,6 +69,7 @@ LIGHT = (
     "inference",
     "suite",
     "results",
+    "statistic",
     "diagnosis",
     "reporting",
     "figures",
@@ -139,7 +140,9 @@ def test_attack_libraries_are_imported_in_their_adapters_only(library: str) -> N
     assert all(part(name) == "attacks" for name in users)
 
 
-@pytest.mark.parametrize("library", ["pyautoattack", "torchattacks", "torchvision", "sklearn", "matplotlib"])
+@pytest.mark.parametrize(
+    "library", ["pyautoattack", "torchattacks", "torchvision", "sklearn", "scipy", "statsmodels", "matplotlib"]
+)
 def test_heavy_libraries_are_imported_when_used(library: str) -> None:
     # at the level of a module they would be paid for by whoever imports it
     for tree in TREES.values():
@@ -159,6 +162,8 @@ def test_light_modules_import_no_torch() -> None:
         "numpy",
         "pandas",
         "sklearn",
+        "scipy",
+        "statsmodels",
         "pyautoattack",
         "torchattacks",
         "matplotlib",
