@@ -52,4 +52,4 @@ def ranking(columns: Sequence[Sequence[Bits | None]], kin: Sequence[Hashable]) -
 
 def _mask(bits: Bits) -> int:
     """Bits as one number, so that counting those of ten thousand images takes no time."""
-    return int("".join("1" if bit else "0" for bit in bits), 2)
+    return int("".join(map("01".__getitem__, bits)), 2)

@@ -90,9 +90,15 @@ def holm(values: Sequence[float]) -> tuple[float, ...]:
 
     Source: Holm 1979, by statsmodels' `multipletests`.
     """
+    return _holm(tuple(values)) if values else ()
+
+
+@lru_cache(maxsize=256)
+def _holm(values: tuple[float, ...]) -> tuple[float, ...]:
+    # kept, since every call of multipletests collects garbage first, which takes longer than all the rest
     from statsmodels.stats.multitest import multipletests
 
-    return tuple(map(float, multipletests(list(values), method="holm")[1])) if values else ()
+    return tuple(map(float, multipletests(list(values), method="holm")[1]))
 
 
 def paired_difference(one: Sequence[bool], other: Sequence[bool], level: float = LEVEL) -> Interval:

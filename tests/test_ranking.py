@@ -41,7 +41,7 @@ columns = st.integers(1, 4).flatmap(
 
 
 @given(columns)
-@settings(deadline=None, derandomize=True, max_examples=60)
+@settings(deadline=None, derandomize=True, max_examples=25)
 def test_bold_is_what_beats_every_rival_after_correction(
     given_columns: Sequence[Sequence[Sequence[bool] | None]],
 ) -> None:

@@ -29,6 +29,7 @@ from robench.statistic import (
 counts = st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 bits = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
 few = settings(deadline=None, derandomize=True, max_examples=100)
+fewer = settings(deadline=None, derandomize=True, max_examples=20)  # multipletests collects garbage at every call
 
 
 def pair(both: int, one: int, other: int, neither: int) -> tuple[list[bool], list[bool]]:
@@ -201,7 +202,7 @@ def test_a_published_figure_of_known_size_adds_its_own_doubt() -> None:
 
 
 @given(st.lists(st.floats(0, 1), max_size=12))
-@few
+@fewer
 def test_holm_steps_down(values: list[float]) -> None:
     order = sorted(range(len(values)), key=values.__getitem__)
     expected, worst = [0.0] * len(values), 0.0
@@ -212,7 +213,7 @@ def test_holm_steps_down(values: list[float]) -> None:
 
 
 @given(st.integers(1, 400), st.integers(1, 500))
-@few
+@fewer
 def test_the_smallest_difference_that_resolves(n: int, tests: int) -> None:
     images = next(k for k in range(1, 99) if 2 * 0.5**k <= 0.05 / tests)
     assert resolves(n, tests) == (images / n if images <= n else None)
