@@ -57,10 +57,14 @@ def caption(shown: Sequence[Sequence[bool]], found: Ranking, intervals: bool) ->
         )
     least = resolves(count, max(found.tests, 1))
     if not found.tests:
-        takes = "no difference at all" if least is None else f"differences of {100 * least:.2g} points or more"
+        takes = "no difference at all" if least is None else f"differences of {percent(least, count)} points or more"
         return [*notes, f"{count:,} images resolve {takes} between two models on them (exact McNemar, 5 %)."]
     how = f"exact McNemar on the same images, 5 %, Holm over {found.tests} comparisons"
-    takes = f"{count:,} images resolve none" if least is None else f"which takes {100 * least:.2g} points or more"
+    takes = (
+        f"which {count:,} images cannot show"
+        if least is None
+        else f"which takes {percent(least, count)} points or more"
+    )
     if found.wins:
         return [*notes, f"Bold: significantly better than every other row with a number there ({how}), {takes}."]
     return [*notes, f"No number is bold, since none is significantly better than every other row's ({how}), {takes}."]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from robench.caption import accuracy
+from robench.caption import accuracy, percent
 from robench.diagnosis import Diagnosis
 from robench.doubt import Doubts, doubts, marked, reasons, unreliable
 from robench.errors import StoreError, UsageError, unknown
@@ -225,8 +225,8 @@ def _table(pair: Pair, groups: Sequence[Images]) -> Table:
         for row in pair.rows
     )
     least, one = resolves(count, tests), resolves(count)
-    takes = "no difference at all" if least is None else f"differences of {100 * least:.2g} points or more"
-    single = "" if one is None else f", {100 * one:.2g} in a single row"
+    takes = "no difference at all" if least is None else f"differences of {percent(least, count)} points or more"
+    single = "" if one is None else f", {percent(one, count)} in a single row"
     notes = (
         "Accuracy in per cent (a-b: 95 % Wilson interval); right alone: images that only this one is right on.",
         "minus: in points (a to b: 95 % interval of Newcombe for pairs, not corrected for the number of rows).",

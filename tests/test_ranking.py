@@ -94,7 +94,7 @@ def test_a_significant_win_is_bold_and_the_caption_says_how() -> None:
     assert bold(table) == {("pgd-at", "seen linf-8/255 pgd-20")}
     (note,) = [note for note in table.notes if note.startswith("Bold")]
     assert "exact McNemar on the same images, 5 %, Holm over 6 comparisons" in note
-    assert "which takes 20 points or more" in note  # 8 of 40: 2 / 2**8 <= 0.05 / 6
+    assert "which takes 20.0 points or more" in note  # 8 of 40: 2 / 2**8 <= 0.05 / 6
 
 
 def test_a_win_by_chance_is_not_bold_and_the_caption_says_so() -> None:
@@ -117,7 +117,7 @@ def test_a_single_row_is_compared_with_nothing() -> None:
     table = made(records()[:1])
     assert not table.bold
     assert (
-        "40 images resolve differences of 15 points or more between two models on them (exact McNemar, 5 %)."
+        "40 images resolve differences of 15.0 points or more between two models on them (exact McNemar, 5 %)."
         in table.notes
     )
 
