@@ -105,7 +105,7 @@ def pairs(records: Iterable[Result | Failure], one: str, other: str, diagnoses: 
     if not shared:
         there = [", ".join(sorted({_where(r) for r in part})) for part in own]
         raise StoreError(
-            f"{first.name} and {second.name} were not attacked on the same images: {there[0]} and {there[1]}. "
+            f"{safe(first.name)} and {safe(second.name)} were not attacked on the same images: {there[0]} and {there[1]}. "
             "robench evaluate both with the same --dataset, --count and --seed"
         )
     doubted = doubts(results, diagnoses)
@@ -113,8 +113,8 @@ def pairs(records: Iterable[Result | Failure], one: str, other: str, diagnoses: 
     if not any(made):
         met = [", ".join(sorted({f"{r.cell.attack} {r.cell.threat}" for r in part})) for part in own]
         raise StoreError(
-            f"{first.name} and {second.name} met no attack in common: {met[0]} and {met[1]}. "
-            "robench evaluate both with the same --attack and --threat"
+            safe(f"{first.name} and {second.name} met no attack in common: {met[0]} and {met[1]}. ")
+            + "robench evaluate both with the same --attack and --threat"
         )
     return [each for each in made if each]
 

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robench import comparison, publication, recipe, reporting, terminal
+from robench.entry import compare
 from robench.errors import StoreError, UsageError
 from robench.inference import Inference
 from robench.recipe import Published, Recipe
@@ -296,9 +297,9 @@ def test_a_transfer_is_told_by_who_trained_its_source() -> None:
 
 def test_transfer_is_not_white_box() -> None:
     with pytest.raises(StoreError):
-        comparison.compare([result(ROCL, 8, source=PGDAT)], suite("rocl-table1"), load)
+        compare([result(ROCL, 8, source=PGDAT)], suite("rocl-table1"), load)
     with pytest.raises(StoreError):
-        comparison.compare([result(ROCL, 8)], suite("rocl-table2"), load)
+        compare([result(ROCL, 8)], suite("rocl-table2"), load)
 
 
 def test_draws_are_columns_where_the_suite_says_so() -> None:
@@ -416,7 +417,7 @@ def test_real_recipes_have_whole_rows_of_their_table(name: str) -> None:
 def test_a_recipe_that_is_gone_gives_dashes(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.put(result(OWN, 8))
-    (entry, *_) = comparison.compare(store.records(), suite("rocl-table1"))[0].entries
+    (entry, *_) = compare(store.records(), suite("rocl-table1"))[0].entries
     assert entry.published is None
     assert entry.ours is not None
 

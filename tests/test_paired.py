@@ -2,16 +2,18 @@
 
 import csv
 import io
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_reporting import L2, LINF, PGDAT, ROCL, STANDARD, bits, result
+from test_reporting import HOSTILE, L2, LINF, PGDAT, ROCL, SECRET, STANDARD, bits, named, result
 
-from robench import paired, statistic
+from robench import paired, statistic, terminal
 from robench.errors import StoreError, UsageError
 from robench.inference import Inference
+from robench.rendering.markdown import markdown
 from robench.results import Store
 
 N = 24
@@ -170,3 +172,14 @@ def test_the_command_prints_every_format(
     written = run_cli("compare", "pgd-at", "rocl", "--results", tmp_path, "--format", form, "--out", tmp_path / "x")
     assert (tmp_path / "x").read_text() == out
     assert written[1] == ""
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=ascii)
+def test_names_are_inert(text: str) -> None:
+    found = paired.pairs([r for r in named(text) if not r.source], "1" * 64, "2" * 64)
+    made = paired.tables(found)
+    for shown in (markdown(made), terminal.text(made, file=True), paired.csv(found)):
+        assert not SECRET.search(re.sub(r"\\.", "", shown))
+    assert not [line for line in terminal.text(made, file=True).splitlines() if line.startswith("INJECTED")]
+    for row in csv.reader(io.StringIO(paired.csv(found))):
+        assert not [cell for cell in row if cell[:1] in ("=", "+", "@", "\t", "\r")]

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,11 +10,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_reporting import L2, PGDAT, RECORDS, ROCL, STANDARD, bits, result
+from test_reporting import HOSTILE, L2, PGDAT, RECORDS, ROCL, SECRET, STANDARD, bits, named, result
 
-from robench import reporting, union
+from robench import reporting, terminal, union
 from robench.errors import StoreError, UsageError
 from robench.inference import Inference
+from robench.rendering.markdown import markdown
 from robench.results import Result, Store
 from robench.selection import Selection, selected
 from robench.worst import alone, broken, left
@@ -149,6 +151,16 @@ def test_the_command_prints_it_and_a_kept_table_is_made_again(form: str, tmp_pat
     assert run_cli("verify", tmp_path, "--check")[0] == 0
     (tmp_path / "kept.txt").write_text(out + "x")
     assert run_cli("verify", tmp_path, "--check")[0] == 1
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=ascii)
+def test_names_are_inert(text: str) -> None:
+    made, harmless = (union.tables(named(name)) for name in (text, "name"))
+    assert [len(table.rows) for table in made] == [len(table.rows) for table in harmless]
+    for shown in (markdown(made), terminal.text(made, file=True), union.csv(named(text))):
+        assert not SECRET.search(re.sub(r"\\.", "", shown))
+    for row in csv.reader(io.StringIO(union.csv(named(text)))):
+        assert not [cell for cell in row if cell[:1] in ("=", "+", "@", "-", "\t", "\r")]
 
 
 # selections
