@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from robench.ranking import Ranking
 from robench.statistic import at_most, interval, resolves
@@ -45,9 +45,8 @@ def caption(shown: Sequence[Sequence[bool]], found: Ranking, intervals: bool) ->
     if intervals:
         notes = [f"(a-b): 95 % Wilson interval over {count:,} test images; training seeds vary besides."]
     else:
-        widest = max(max(sum(b) / count - low, high - sum(b) / count) for b in shown for low, high in [_ends(b)])
         notes = [
-            f"n = {count:,} test images: 95 % Wilson intervals reach up to {100 * widest:.1f} points to either side; "
+            f"n = {count:,} test images: 95 % Wilson intervals reach up to {100 * widest(shown):.1f} points to either side; "
             "training seeds vary besides."
         ]
     if any(not any(bits) for bits in shown):
@@ -70,5 +69,7 @@ def caption(shown: Sequence[Sequence[bool]], found: Ranking, intervals: bool) ->
     return [*notes, f"No number is bold, since none is significantly better than every other row's ({how}), {takes}."]
 
 
-def _ends(bits: Sequence[bool]) -> tuple[float, float]:
-    return interval(sum(bits), len(bits))
+def widest(shown: Iterable[Sequence[bool]]) -> float:
+    """How far the widest of the Wilson intervals of several shares reaches to either side."""
+    counts = {(sum(bits), len(bits)) for bits in shown}
+    return max(max(k / n - low, high - k / n) for k, n in counts for low, high in [interval(k, n)])

@@ -18,6 +18,7 @@ import torch
 from robench import comparison, publication, reporting, seeds, training
 from robench import recipe as recipes
 from robench.attacks import attack_for
+from robench.caption import widest
 from robench.checkpoint import Checkpoint, open_checkpoint
 from robench.errors import UsageError
 from robench.evaluation import Engine, Job, usual_threat
@@ -245,6 +246,10 @@ def table(
         "Accuracy in per cent; mean +- standard deviation (n - 1) over seeds of training, where there are several.",
         "A robust accuracy is an upper bound, as strong as the attack is.",
     ]
+    shown = [bits for record in records if isinstance(record, Result) for bits in (record.clean, record.robust)]
+    if shown:
+        wide = f"{100 * widest(shown):.1f} points to either side"
+        notes.append(f"95 % Wilson intervals of single runs, over the test images, reach up to {wide}.")
     if any(cell.startswith(ABSENT) or " of " in cell for line in lines for cell in line[3:]):
         notes.append(f"{ABSENT}: not evaluated; (a of b): only a of b seeds have a result.")
     if used:

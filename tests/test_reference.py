@@ -170,6 +170,8 @@ def test_the_command_keeps_what_it_can_make_again(file: Path, tmp_path: Path, ru
     assert run_cli("verify", results, "--check")[0] == 0
     inside.write_text(file.read_text().replace("0.7069", "0.7068"))
     assert run_cli("verify", results, "--check")[0] == 1
+    inside.write_text(file.read_text().replace("cifar10", "cifar100"))
+    assert "none of its figures is on cifar10" in run_cli(*line, inside)[2]
     for table in ("transfer", "union", "cost"):
         assert "--reference is for" in run_cli(*line, file, "--table", table)[2]
     assert "needs --table" in run_cli("report", "--results", results, "--format", "csv", "--reference", file)[2]

@@ -215,6 +215,9 @@ def _text(records: Sequence[Result | Failure], asked: Asked, *, file: bool, resu
     if asked.table == "cells":
         raise UsageError("--table cells is for --format csv")
     references = reference.load(asked.reference) if asked.reference else ()
+    datasets = sorted({record.subject.dataset for record in records})
+    if references and not any(each.dataset in datasets for each in references):
+        raise UsageError(f"--reference {asked.reference}: none of its figures is on {', '.join(datasets)}")
     if asked.form == "csv":
         return _csv(records, asked, diagnoses, references)
     made = _tables(records, asked, diagnoses, references)
