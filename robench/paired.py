@@ -76,9 +76,14 @@ class Pair:
     missed: tuple[str, ...]
     doubted: Doubts
 
+    @property
+    def ranks(self) -> bool:
+        """Whether one may be called better: not if the numbers of either are unreliable."""
+        return not any(reasons(subject, self.doubted) for subject in self.subjects)
+
     def verdict(self, row: Row) -> str:
-        """Which is better, in a word."""
-        if any(reasons(subject, self.doubted) for subject in self.subjects):
+        """Which is better, by its name."""
+        if not self.ranks:
             return "not ranked"
         return "not told apart" if row.better is None else self.subjects[row.better].name
 
@@ -208,10 +213,7 @@ def tables(found: Sequence[Pair]) -> list[Table]:
 def _table(pair: Pair, groups: Sequence[Images]) -> Table:
     first, second = (marked(subject, pair.doubted) for subject in pair.subjects)
     count, tests = pair.images[2], len(pair.rows)
-    head = (
-        ("", "accuracy", "accuracy", "right alone", "right alone", f"{first} minus", "p", "p", ""),
-        ("attack", first, second, first, second, second, "exact", "Holm", "better"),
-    )
+    head = ("attack", "A", "B", "only A", "only B", "A - B", "p", "p, Holm", "verdict")
     rows = tuple(
         (
             str(row.threat or ("all threats" if row.name != "clean" else "")),
@@ -220,7 +222,7 @@ def _table(pair: Pair, groups: Sequence[Images]) -> Table:
             *map(str, row.alone),
             _points(row),
             *(_p(value) for value in (row.p, row.corrected)),
-            safe(pair.verdict(row)),
+            _verdict(pair, row),
         )
         for row in pair.rows
     )
@@ -228,15 +230,21 @@ def _table(pair: Pair, groups: Sequence[Images]) -> Table:
     takes = "no difference at all" if least is None else f"differences of {percent(least, count)} points or more"
     single = "" if one is None else f", {percent(one, count)} in a single row"
     notes = (
-        "Accuracy in per cent (a-b: 95 % Wilson interval); right alone: images that only this one is right on.",
-        "minus: in points (a to b: 95 % interval of Newcombe for pairs, not corrected for the number of rows).",
+        "Accuracy in per cent (a-b: 95 % Wilson interval); only A: on how many images A is right and B is not.",
+        "A - B: in points (a to b: 95 % interval of Newcombe for pairs, not corrected for the number of rows).",
         f"p: exact McNemar test, as it is and by Holm over the {tests} rows; better: Holm's p is 0.05 or less.",
         f"n = {count:,} test images, the same for both, resolve {takes}{single}. Training seeds vary besides.",
         "A robust accuracy is an upper bound, as strong as the attacks are.",
         *(safe(text) for text in pair.missed),
         *unreliable(pair.subjects, pair.doubted),
     )
-    return Table(f"{first} and {second}, {place(pair.images, groups)}", head, rows, notes)
+    return Table(f"A: {first}, B: {second}; {place(pair.images, groups)}", (head,), rows, notes)
+
+
+def _verdict(pair: Pair, row: Row) -> str:
+    if pair.ranks and row.better is not None:
+        return f"{'AB'[row.better]} is better"
+    return pair.verdict(row)
 
 
 def _points(row: Row) -> str:

@@ -68,6 +68,15 @@ def test_tests_are_exact_and_corrected_over_the_rows() -> None:
     assert rows(one="rocl", other="pgd-at")["linf-8/255 pgd-20"].better == 1
 
 
+def test_the_table_has_it_in_words() -> None:
+    (made,) = paired.tables(paired.pairs(RECORDS, "pgd-at", "rocl"))
+    row = next(row for row in made.rows if row[:2] == ("linf-8/255", "pgd-20"))
+    assert row[2:6] == ("58.3 (38.8-75.5)", "8.3 (2.3-25.8)", "12", "0")
+    assert row[6].startswith("+50.0 (+")
+    assert row[7:] == ("<0.001", "0.003", "A is better")
+    assert made.rows[0][-1] == "not told apart"
+
+
 def test_the_order_of_the_two_turns_everything_round() -> None:
     there, back = rows(), rows(one="rocl", other="pgd-at")
     for name, row in there.items():
@@ -89,7 +98,7 @@ def test_a_doubted_checkpoint_is_not_ranked() -> None:
     records = [replace(r, notes=("flag: zero gradients",)) if r.subject == PGDAT else r for r in RECORDS]
     (made,) = paired.tables(paired.pairs(records, "pgd-at", "rocl"))
     assert {row[-1] for row in made.rows} == {"not ranked"}
-    assert "pgd-at !" in made.heads[1]
+    assert "A: pgd-at !, B: rocl;" in made.title
     assert any("zero gradients" in note for note in made.notes)
 
 
