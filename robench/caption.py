@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from robench.ranking import Ranking
-from robench.statistic import at_most, interval, resolves
+from robench.statistic import at_least, at_most, interval, resolves
 from robench.worst import left
 
 
@@ -53,6 +53,11 @@ def caption(shown: Sequence[Sequence[bool]], found: Ranking, intervals: bool) ->
         none, most = percent(0, count), percent(at_most(0, count), count)
         notes.append(
             f"Where none of {count:,} is right, {none}, up to {most} is possible (Clopper-Pearson, one-sided 95 %)."
+        )
+    if any(all(bits) for bits in shown):
+        every, lowest = percent(1, count), percent(at_least(count, count), count)
+        notes.append(
+            f"Where all {count:,} are right, {every}, down to {lowest} is possible (Clopper-Pearson, one-sided 95 %)."
         )
     least = resolves(count, max(found.tests, 1))
     if not found.tests:

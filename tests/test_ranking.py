@@ -235,6 +235,11 @@ def test_none_right_is_not_zero() -> None:
     assert "Where none of 40 is right, 0.0, up to 7.2 is possible (Clopper-Pearson, one-sided 95 %)." in notes
 
 
+def test_all_right_is_not_certain() -> None:
+    notes = made([result(PGDAT, "pgd-20", "1" * N)]).notes
+    assert "Where all 40 are right, 100.0, down to 92.8 is possible (Clopper-Pearson, one-sided 95 %)." in notes
+
+
 def test_tidy_rows_always_have_the_ends() -> None:
     for row in reader.DictReader(io.StringIO(csv(RECORDS))):
         for name in ("clean", "robust"):
