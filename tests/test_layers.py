@@ -36,14 +36,27 @@ LAYERS = (
             "part",
             "claim",
             "inputs",
+            "statistic",
         ),
     ),
     (
         "attacks",
         "diagnosis",
+        "sameness",
+        "doubt",
+        "caption",
+        "worst",
+        "ranking",
+        "seeds",
+        "selection",
+        "reference",
         "reporting",
+        "union",
+        "paired",
         "figures",
         "rendering",
+        "publication",
+        "entry",
         "comparison",
         "listing",
         "verification",
@@ -88,10 +101,23 @@ LIGHT = (
     "results",
     "part",
     "claim",
+    "statistic",
+    "sameness",
+    "doubt",
+    "caption",
+    "worst",
+    "ranking",
+    "seeds",
+    "selection",
+    "reference",
     "diagnosis",
     "reporting",
+    "union",
+    "paired",
     "figures",
     *(f"rendering.{name}" for name in ("markdown", "csv", "latex", "json", "html", "drawing")),
+    "publication",
+    "entry",
     "comparison",
     "listing",
     "verification",
@@ -158,7 +184,9 @@ def test_attack_libraries_are_imported_in_their_adapters_only(library: str) -> N
     assert all(part(name) == "attacks" for name in users)
 
 
-@pytest.mark.parametrize("library", ["pyautoattack", "torchattacks", "torchvision", "sklearn", "matplotlib"])
+@pytest.mark.parametrize(
+    "library", ["pyautoattack", "torchattacks", "torchvision", "sklearn", "scipy", "statsmodels", "matplotlib"]
+)
 def test_heavy_libraries_are_imported_when_used(library: str) -> None:
     # at the level of a module they would be paid for by whoever imports it
     for tree in TREES.values():
@@ -178,6 +206,8 @@ def test_light_modules_import_no_torch() -> None:
         "numpy",
         "pandas",
         "sklearn",
+        "scipy",
+        "statsmodels",
         "pyautoattack",
         "torchattacks",
         "matplotlib",
