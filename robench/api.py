@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from robench import data, recipe, reporting, training
+from robench import data, files, recipe, reporting, training
 from robench.checkpoint import Checkpoint, open_checkpoint
 from robench.checkup import checkup
 from robench.data import Images, Split
@@ -53,15 +52,15 @@ class Results:
         """The cells that gave no result."""
         return tuple(record for record in self.records if isinstance(record, Failure))
 
-    def tables(self, which: str = "all") -> list[reporting.Table]:
-        """The paper-style tables, `white-box`, `transfer` or `all`, as data."""
-        made = reporting.tables(self.records, which)
+    def tables(self, which: str = "all", intervals: bool = True) -> list[reporting.Table]:
+        """The paper-style tables, `white-box`, `transfer` or `all`, as data, with 95 % intervals or without."""
+        made = reporting.tables(self.records, which, intervals=intervals)
         first = [replace(made[0], notes=(*made[0].notes, *self.notes))] if made else []
         return first + made[1:]
 
-    def table(self, which: str = "all") -> str:
+    def table(self, which: str = "all", intervals: bool = True) -> str:
         """The same as Markdown."""
-        return markdown(self.tables(which))
+        return markdown(self.tables(which, intervals))
 
     def frame(self) -> pandas.DataFrame:
         """One row for each result; accuracies are fractions."""
@@ -293,8 +292,8 @@ def _evaluated(
         seed=seed,
         dataset=name,
     )
-    with tempfile.TemporaryDirectory() as folder:
-        store = Store(Path(folder) if results is None else Path(results))
+    with files.scratch() as folder:
+        store = Store(folder if results is None else Path(results))
         return Results(tuple(record for _, record, _ in engine.run(jobs, store)), tuple(notes))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -149,7 +148,8 @@ def _recipes() -> Finding:
 def _disk(places: Mapping[str, Path]) -> Iterator[Finding]:
     for what, path in places.items():
         there = next(each for each in (path.resolve(), *path.resolve().parents) if each.exists())
-        free = shutil.disk_usage(there).free
+        room = os.statvfs(there)
+        free = room.f_bavail * room.f_frsize
         writable = os.access(there, os.W_OK)
         text = f"{path}: {free / 1e9:.0f} GB free" + ("" if path.exists() else ", not there yet")
         if not writable:

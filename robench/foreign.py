@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robench import files, weights
+from robench import files, fitting
 from robench.blackbox import BlackBox
 from robench.data import Images
 from robench.errors import CheckpointError, RobenchError, UsageError
@@ -145,7 +145,7 @@ def open_foreign(
     if stored is not None:
         if any(isinstance(module, BlackBox) for module in network.modules()):
             raise UsageError(f"--weights {stored}: {text} is a file with its weights inside; leave --weights away")
-        taken = weights.fit(network, weights.read(stored), entry.name)
+        taken = fitting.fit(network, fitting.read(stored), entry.name)
         notes += [f"names of weights start with '{taken}': stripped"] if taken else []
         origin |= {"weights": str(stored), "weights_sha256": files.sha256(stored.read_bytes())}
     details = ", ".join(filter(None, [stored.stem if stored else "", preprocess]))

@@ -15,12 +15,13 @@ from pathlib import Path
 
 from robench import diagnosis, files
 from robench.errors import RobenchError, StoreError
+from robench.part import Part, held, unfinished
 from robench.reporting import Table, apart, images_of
 from robench.results import FLAG, Failure, Result, column, named, read, safe
 
 MANIFEST = "tables.json"
 TOLERANCE = 1e-4  # beyond eps, relative: what the rounding of float32 sums may add
-OPTIONS = ("form", "table", "dataset")
+OPTIONS = ("form", "table", "dataset", "intervals", "attack", "threat", "source", "seed", "reference")
 
 Render = Callable[[Sequence[Result | Failure], Mapping[str, str | None]], str]
 
@@ -56,7 +57,7 @@ def verify(folder: Path, checkpoints: Path | None = None) -> tuple[list[Check], 
         StoreError: if the folder is empty or absent.
     """
     paths = sorted(folder.glob("cells/**/*.json"))
-    if not paths:
+    if not paths and not unfinished(folder)[0]:
         raise StoreError(f"no results in {folder}: robench evaluate --attack pgd-20, or robench demo")
     opened, damaged = _opened(paths)
     records = [record for _, record in opened]
@@ -69,6 +70,7 @@ def verify(folder: Path, checkpoints: Path | None = None) -> tuple[list[Check], 
         Check("failed cells", len(failures), said=tuple(f"{_label(f)}: {f.reason}" for f in failures)),
         Check("flags", len(results), said=tuple(f"{_label(r)}: {FLAG}{flag}" for r in results for flag in r.flags)),
         Check("the grid is complete", len(results), said=tuple(absent(results))),
+        _unfinished(folder),
         _diagnoses(folder),
         _leftovers(folder),
     ]
@@ -175,8 +177,9 @@ def _manifest(folder: Path) -> dict[str, dict[str, str | None]]:
     try:
         found = json.loads(path.read_bytes())
         for name, options in found.items():
-            if set(options) != set(OPTIONS) or not all(v is None or isinstance(v, str) for v in options.values()):
-                raise ValueError(f"{name} needs the options {', '.join(OPTIONS)}")
+            texts = all(value is None or isinstance(value, str) for value in options.values())
+            if not texts or not {"form", "table"} <= set(options) <= set(OPTIONS):  # earlier versions had fewer
+                raise ValueError(f"{name} needs options of {', '.join(OPTIONS)}")
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise StoreError(
             f"{path} is damaged: {error}. Delete it and write the tables again: robench report --out"
@@ -208,6 +211,16 @@ def _doubled(opened: Iterable[tuple[Path, Result | Failure]]) -> list[str]:
     return wrong
 
 
+def _unfinished(folder: Path) -> Check:
+    """Cells of which only some images were attacked: what was interrupted, or runs now."""
+    cells, wrong = unfinished(folder)
+    said = tuple(
+        f"{_label(parts[0])}: {held(parts):,} of {parts[0].cell.count:,} images; the same robench evaluate goes on"
+        for parts in cells
+    )
+    return Check("no unfinished cells", len(cells), tuple(wrong), said)
+
+
 def _diagnoses(folder: Path) -> Check:
     """What `robench diagnose` stored there: whether it can be read, and what it found."""
     try:
@@ -232,7 +245,8 @@ def _weights(results: Sequence[Result], root: Path) -> Check:
     for path in paths:
         try:
             said = json.loads(path.read_bytes())["sha256"]
-            found = hashlib.sha256(path.with_suffix(".safetensors").read_bytes()).hexdigest()
+            content = files.read_vouched(path.with_suffix(".safetensors"), said)
+            found = said if content else hashlib.sha256(path.with_suffix(".safetensors").read_bytes()).hexdigest()
         except (OSError, ValueError, KeyError, TypeError) as error:
             wrong.append(f"{path}: {error}")
             continue
@@ -262,7 +276,7 @@ def tables(checks: Sequence[Check]) -> list[Table]:
     return [Table("Verification", (("check", "looked at", "", "wrong", "to know"),), rows, tuple(notes))]
 
 
-def _label(record: Result | Failure) -> str:
+def _label(record: Result | Failure | Part) -> str:
     via = f" from {record.source.name}" if record.source else ""
     who = named(record.subject, record.cell.inference)
     return f"{record.cell.key[:8]} {who}{via}: {column(record.cell.attack, record.cell.threat)}"

@@ -1,190 +1,232 @@
-"""Weights from elsewhere: read without running anything, and put into a network, or why they cannot be."""
+"""Weights from anywhere, as named tensors: safetensors, or `.pt` without running any code, and nothing that is not whole.
+
+What a file claims is checked before memory is given for it, and what it holds is checked against what a model wants.
+"""
 
 from __future__ import annotations
 
 import io
-import pickle
-import re
+import json
+import math
+import pickletools
+import struct
 import warnings
 import zipfile
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
-from torch import Tensor, nn
+from torch import Tensor
 
+from robench import files
 from robench.errors import CheckpointError
-from robench.registry import MODELS
 
-NESTED = ("state_dict", "model_state_dict", "model", "net", "ema")  # where training scripts put the weights
-PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.")  # what wrappers put before each name
-ALIKE = 0.8  # the least share of tensors two architectures must have in common to be called near
-FAMILIES = (
-    "resnet",
-    "wide_resnet",
-    "resnext50",
-    "vgg",
-    "densenet",
-    "mobilenet",
-    "convnext_t",
-    "efficientnet_b0",
-    "vit_b",
-)
+SAFE_SINCE = (2, 10)  # the first torch whose weights_only loading has no published way around it (CVE-2026-24747)
+NESTS = ("state_dict", "model_state_dict", "model", "net")  # keys under which others keep their tensors
 
 
-def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file by name: safetensors, or what `torch.save` wrote of a state dict.
+def read_file(path: Path, sha256: str = "") -> dict[str, Tensor]:
+    """The tensors of a file.
+
+    Args:
+        path: of a safetensors or `.pt` file.
+        sha256: what its digest must be, if that is known; compared before anything is parsed.
 
     Raises:
-        CheckpointError: if it is absent, a web page, needs pickle, or holds no weights.
+        CheckpointError: if it cannot be read, has another digest, or is refused by `read`.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}; name the file of the weights") from None
-    begins = content[:512].lstrip()
-    if begins[:1] == b"<":
-        seen = re.match(rb"<!?\w*", begins)
+        raise CheckpointError(f"{path}: {error.strerror}; name another file") from None
+    found = files.sha256(content)
+    if sha256 and found != sha256:
         raise CheckpointError(
-            f"{path.name} is a web page, not weights (starts with '{seen[0].decode() if seen else '<'}'): the download was "
-            "refused or limited. Delete it and fetch it again"
+            f"{path} has the SHA-256 {found}, not {sha256}: it is damaged or another file; fetch it again"
         )
-    try:
-        return load_tensors(content)
-    except SafetensorError as error:
-        if path.suffix == ".safetensors":
-            raise CheckpointError(f"{path.name} is not a safetensors file: {error}; fetch it again") from None
-    return _flat(_unpickled(content, path.name), path.name)
+    return read(content, str(path))
 
 
-def _unpickled(content: bytes, name: str) -> Any:
-    """What `torch.save` wrote, as far as it can be read without running code."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of TorchScript it warns before it refuses
-            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "nsupported" not in str(error):  # "Unsupported global", "Unsupported operand", "Unsupported class"
-            raise CheckpointError(f"{name} holds no weights that torch can read; fetch it again") from None
-        raise CheckpointError(
-            f"{name} needs full pickle, which can run code, so it is not opened. If you trust its source, write its "
-            "weights alone: torch.save(model.state_dict(), FILE)"
-        ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        if "TorchScript" in str(error):
-            raise CheckpointError(f"{name} is TorchScript, a whole model: --model torchscript:{name}") from None
-        raise CheckpointError(f"{name} holds no weights that torch can read; fetch it again") from None
-
-
-def _flat(found: Any, name: str) -> dict[str, Tensor]:
-    """The state dict in what a training script saved."""
-    for key in NESTED:
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-            found = found[key]
-    tensors = {str(key): value for key, value in found.items() if isinstance(value, Tensor)} if _maps(found) else {}
-    if not tensors:
-        raise CheckpointError(f"{name} holds no tensors by name; write them with torch.save(model.state_dict(), FILE)")
-    return tensors
-
-
-def _maps(found: Any) -> bool:
-    return isinstance(found, Mapping)
-
-
-def fit(network: nn.Module, stored: Mapping[str, Tensor], what: str) -> str:
-    """Put stored weights into a network, all of them.
+def read(content: bytes, what: str) -> dict[str, Tensor]:
+    """The tensors of a file's content, on the CPU; no code in it is run.
 
     Args:
-        network: gets the weights.
-        stored: tensors by name; what wrappers such as DataParallel put before every name is taken away.
-        what: how messages call the network.
-
-    Returns:
-        What was taken away, or nothing.
+        content: of a safetensors file, or of a file of `torch.save` that holds tensors by name, at the top or under
+            `state_dict`, `model_state_dict`, `model` or `net`.
+        what: how messages call it.
 
     Raises:
-        CheckpointError: if a tensor is missing, left over, of another shape or not finite; it names the first, and the
-            known architecture that is nearest.
+        CheckpointError: if it is anything else, is cut off or damaged, claims more than it holds, or would run code.
     """
-    wanted = network.state_dict()
-    given, taken = _stripped(stored, wanted)
-    differ = [key for key in {**wanted, **given} if not _same(given.get(key), wanted.get(key))]
-    differ = [key for key in differ if key in given or not key.endswith("num_batches_tracked")]  # old files have none
-    if differ:
-        raise CheckpointError(_unfit(given, wanted, differ, what, taken))
-    broken = [key for key, tensor in given.items() if tensor.is_floating_point() and not bool(tensor.isfinite().all())]
-    if broken:
-        raise CheckpointError(f"these weights hold NaN or infinite numbers (first in {broken[0]}); fetch them again")
-    network.load_state_dict(dict(given), strict=False)
-    return taken
+    start = content[:200].lstrip()
+    if not content:
+        raise CheckpointError(f"{what} is empty; fetch it again")
+    if start[:1] == b"<":
+        raise CheckpointError(f"{what} is a web page, not weights: sign in where it is, and fetch it again")
+    if start.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{what} is a pointer of Git LFS, not weights: git lfs pull")
+    if content[:4] == b"PK\x03\x04":
+        return _archive(content, what)
+    if content[:1] == b"\x80":
+        raise CheckpointError(_pickle(content, what))
+    try:
+        _check_header(content)
+        return load_tensors(content)
+    except Exception as error:  # whatever the library makes of a stranger's bytes
+        raise CheckpointError(
+            f"{what} is not a safetensors file: {error or type(error).__name__}; fetch it again"
+        ) from None
 
 
-def _same(one: Tensor | None, other: Tensor | None) -> bool:
-    return one is not None and other is not None and one.shape == other.shape
+def check(stored: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: str) -> None:
+    """Whether tensors are those a model has: the same names, shapes and types, and finite numbers.
+
+    Raises:
+        CheckpointError: naming the first that differs, and how many do.
+    """
+    keys = [*wanted, *(key for key in stored if key not in wanted)]
+    differing = [key for key in keys if _form(stored.get(key)) != _form(wanted.get(key))]
+    if differing:
+        first = differing[0]
+        raise CheckpointError(
+            f"{what} does not fit the model: {len(differing)} of {len(keys)} tensors differ. First: {first} is "
+            f"{_form(stored.get(first))} in the file and {_form(wanted.get(first))} in the model. "
+            "Name the architecture and data set it was trained with (--model, --dataset)"
+        )
+    for key, tensor in stored.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise CheckpointError(f"{what}: tensor {key} holds NaN or infinite weights; train it again")
 
 
-def _stripped(stored: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], str]:
-    """The tensors by the network's own names, and the prefix that was taken away."""
-    taken, given = "", stored
-    while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in given)), ""):
-        if any(key.startswith(prefix) for key in wanted):
-            break
-        given = {key.removeprefix(prefix): tensor for key, tensor in given.items()}
-        taken += prefix
-    return given, taken
+def _form(tensor: Tensor | None) -> str:
+    """Shape and type, in words; of the usual type only the shape."""
+    if tensor is None:
+        return "absent"
+    kind = "" if tensor.dtype == torch.float32 else f" {str(tensor.dtype).removeprefix('torch.')}"
+    return f"{tuple(tensor.shape)}{kind}"
 
 
-def _unfit(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], differ: list[str], what: str, taken: str) -> str:
-    """How weights and a network differ, in a line."""
-    first = differ[0]
-    have, want = given.get(first), wanted.get(first)
-    total = len({*given, *wanted})
-    text = f"these weights do not fit {what}: {len(differ)} of {total} tensors differ. First: "
-    if have is None:
-        text += f"{first} is missing, the model has {_shape(want)}"
-    elif want is None:
-        text += f"{first} is {_shape(have)}, the model has none"
-    else:
-        text += f"{first} is {_shape(have)}, the model has {_shape(want)}"
-        if len(differ) <= 2 and have.shape[1:] == want.shape[1:]:
-            text += f": {have.shape[0]} classes? pass {what}@num_classes={have.shape[0]}"
-    text += f". Keys start with '{taken}': stripped automatically" if taken else ""
-    near = nearest_architecture(given) if len(differ) > 2 else ""
-    return text + (f". They look like {near}" if near else "")
+def _check_header(content: bytes) -> None:
+    """Read the table of contents of a safetensors file, and add up what it claims.
+
+    Raises:
+        ValueError: if that is not what follows the table.
+    """
+    if len(content) < 8:
+        raise ValueError("it is cut off")
+    (length,) = struct.unpack("<Q", content[:8])
+    if length > len(content) - 8:
+        raise ValueError("its table of contents is cut off, or it is another kind of file")
+    table = json.loads(content[8 : 8 + length])
+    table.pop("__metadata__", None)
+    room, claimed = len(content) - 8 - length, 0
+    for name, row in table.items():
+        begin, end = row["data_offsets"]
+        claimed += end - begin
+        if math.prod(row["shape"]) > room * 8:
+            raise ValueError(f"tensor {name} claims {math.prod(row['shape']):,} numbers, and {room:,} bytes are there")
+    if claimed != room:
+        raise ValueError(f"its tensors claim {claimed:,} bytes, and {room:,} are there")
 
 
-def _shape(tensor: Tensor | None) -> str:
-    return str(tuple(tensor.shape)) if tensor is not None else "none"
+def _archive(content: bytes, what: str) -> dict[str, Tensor]:
+    """The tensors of a file of `torch.save`."""
+    if tuple(map(int, torch.__version__.split(".")[:2])) < SAFE_SINCE:
+        raise CheckpointError(
+            f"{what}: this torch ({torch.__version__}) cannot open .pt files of others safely; install torch 2.10 or newer, or "
+            "convert the file to safetensors where you trust it"
+        )
+    names: list[str] = []
+    try:
+        names += _globals(_whole(content))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever the library makes of a stranger's bytes
+        said = _refusal(names, str(error)) or f"cannot be opened: {_first(error)}; fetch it again"
+        raise CheckpointError(f"{what} {said}") from None
+    return _tensors(loaded, what, len(content))
 
 
-def nearest_architecture(stored: Mapping[str, Tensor]) -> str:
-    """The known architecture whose tensors have the shapes of stored ones, but for the last layer; empty if none is near."""
-    sizes = Counter(tuple(tensor.shape) for tensor in stored.values() if tensor.ndim)
-    best, name = 0.0, ""
-    for known, make in _known():
-        try:
-            with torch.device("meta"):
-                built = Counter(tuple(tensor.shape) for tensor in make().state_dict().values() if tensor.ndim)
-        except (NotImplementedError, RuntimeError, ValueError):
-            continue  # a model that cannot be built without memory is not looked at
-        both, either = sizes & built, sizes | built
-        share = sum(both.values()) / max(sum(either.values()), 1)
-        if share > best:
-            best, name = share, known
-    return name if best >= ALIKE else ""
+def _whole(content: bytes) -> bytes:
+    """The pickle inside an archive, once every member has been found to be what it says and as long as it says.
+
+    Raises:
+        ValueError: if one is not.
+    """
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = archive.infolist()
+        if sum(member.file_size for member in members) > len(content):
+            raise ValueError(f"it claims to unpack to more than its {len(content):,} bytes")
+        if damaged := archive.testzip():
+            raise ValueError(f"its member {damaged} is damaged")
+        pickles = [member for member in members if member.filename.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            raise ValueError(f"it has {len(pickles)} tables of contents (data.pkl), and weights have one")
+        return archive.read(pickles[0])
 
 
-def _known() -> Iterator[tuple[str, Callable[[], nn.Module]]]:
-    """Architectures with a name: ours, then those of torchvision that people train."""
-    for name, row in MODELS.rows.items():
-        make = MODELS.load(row)
-        yield name, lambda make=make: make(3)  # type: ignore[misc]
-    from torchvision import models
+def _globals(pickled: bytes) -> list[str]:
+    """Everything a pickle would import, read without running it."""
+    found, texts = [], [""]
+    for code, argument, _ in pickletools.genops(pickled):
+        if isinstance(argument, str) and code.name not in ("GLOBAL", "INST"):
+            texts.append(argument)
+        elif code.name in ("GLOBAL", "INST"):
+            found.append(str(argument).replace(" ", "."))
+        elif code.name == "STACK_GLOBAL":
+            found.append(".".join(texts[-2:]))
+    return found
 
-    for name in models.list_models(module=models):
-        if name.startswith(FAMILIES):
-            yield f"torchvision:{name}", lambda name=name: models.get_model(name)  # type: ignore[misc]
+
+def _refusal(names: Iterable[str], said: str) -> str:
+    """Why a pickle that imports something else than tensors was refused; nothing if that is not why."""
+    plain = ("torch._utils.", "torch._tensor.", "collections.OrderedDict", "torch.serialization.")
+    kinds = tuple(
+        f"torch.{name}" for name in dir(torch) if name.endswith("Storage") or isinstance(vars(torch)[name], torch.dtype)
+    )
+    strange = [name for name in names if not name.startswith(plain) and name not in kinds]
+    named = [name for name in strange if name in said] or strange
+    if not named:
+        return ""
+    return (
+        f"would run {named[0]} when it is opened, so it was not; weights hold tensors only. Save the state_dict, best as "
+        "safetensors"
+    )
+
+
+def _pickle(content: bytes, what: str) -> str:
+    """Why a bare pickle is not opened."""
+    try:
+        said = _refusal(_globals(content), "")
+    except Exception:  # whatever the library makes of a stranger's bytes
+        said = ""
+    old = (
+        "is a bare pickle, as torch before 1.6 wrote; open it where you trust it and save its state_dict as safetensors"
+    )
+    return f"{what} {said or old}"
+
+
+def _tensors(loaded: object, what: str, room: int) -> dict[str, Tensor]:
+    """The named tensors in what was loaded."""
+    if isinstance(loaded, Mapping):
+        loaded = next((loaded[key] for key in NESTS if isinstance(loaded.get(key), Mapping)), loaded)
+    if not isinstance(loaded, Mapping) or not loaded:
+        raise CheckpointError(f"{what} holds no tensors by name, but a {type(loaded).__name__}; save the state_dict")
+    for key, tensor in loaded.items():
+        if not isinstance(key, str) or not isinstance(tensor, Tensor):
+            raise CheckpointError(f"{what} holds {key!r}, a {type(tensor).__name__}; save the state_dict alone")
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+            raise CheckpointError(f"{what}: tensor {key} is not a plain dense one; save it as one")
+        if tensor.numel() * tensor.element_size() > min(tensor.untyped_storage().nbytes(), room):
+            raise CheckpointError(
+                f"{what}: tensor {key} claims {tensor.numel() * tensor.element_size():,} bytes, and the file has {room:,}; "
+                "save it with .contiguous()"
+            )
+    return {key: tensor.detach() for key, tensor in loaded.items()}
+
+
+def _first(error: Exception) -> str:
+    """The first line of an error, or its name."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

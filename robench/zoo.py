@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from robench.errors import CheckpointError, UsageError, missing, nearest
-from robench.weights import fit, read
+from robench.fitting import fit, read
 
 
 def timm_model(*, name: str, classes: int, channels: int, **options: Any) -> nn.Module:

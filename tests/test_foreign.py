@@ -14,10 +14,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from robench import data, weights
+from robench import data, fitting
 from robench.attacks import attack_for
 from robench.checkup import checkup
 from robench.data import Images, Split
@@ -121,7 +122,7 @@ def test_a_script_is_evaluated_as_its_own_code_would_answer(
     space: dict[str, Any] = {"__name__": "a_script"}
     exec(SCRIPT, space)
     model = space["make_model"]()
-    model.load_state_dict(weights.load_tensors((here / "w.safetensors").read_bytes()))
+    model.load_state_dict(load_tensors((here / "w.safetensors").read_bytes()))
     part = digits.take(slice(60))
     expected = model((part.x() - 0.5) / 0.5).argmax(1) == part.y
     assert record.clean == tuple(expected.tolist())
@@ -317,7 +318,7 @@ def test_a_function_is_known_by_its_code(digits: Images) -> None:
 
 def stand(network: nn.Module, stored: Path, what: str) -> str:
     with pytest.raises(CheckpointError) as caught:
-        weights.fit(network, weights.read(stored), what)
+        fitting.fit(network, fitting.read(stored), what)
     return str(caught.value)
 
 
@@ -326,7 +327,7 @@ def test_a_web_page(tmp_path: Path) -> None:
     for start in ("<html><body>quota</body>", "\n <HTML>"):
         path.write_text(start)
         with pytest.raises(CheckpointError) as caught:
-            weights.read(path)
+            fitting.read(path)
         assert str(caught.value) == (
             f"standard.pt is a web page, not weights (starts with '{start.strip()[:5]}'): the download was refused or limited. "
             "Delete it and fetch it again"
@@ -337,15 +338,15 @@ def test_a_pickle_is_refused_and_runs_nothing(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     torch.save(Trap(tmp_path / "sprung"), path)
     with pytest.raises(CheckpointError) as caught:
-        weights.read(path)
+        fitting.read(path)
     assert str(caught.value) == (
-        "model.pt needs full pickle, which can run code, so it is not opened. If you trust its source, write its weights alone: "
-        "torch.save(model.state_dict(), FILE)"
+        f"{path} would run __builtin__.getattr when it is opened, so it was not; weights hold tensors only. Save the state_dict, "
+        "best as safetensors"
     )
     assert not (tmp_path / "sprung").exists()
     torch.save(nn.Linear(2, 2), path)  # what people save most often
-    with pytest.raises(CheckpointError, match="needs full pickle"):
-        weights.read(path)
+    with pytest.raises(CheckpointError, match=r"would run torch\.nn\.modules\.linear\.Linear when it is opened"):
+        fitting.read(path)
 
 
 class Trap:
@@ -361,19 +362,21 @@ class Trap:
 @pytest.mark.parametrize("content", [b"", b"\x80\x02garbage", b"PK\x03\x04broken", b"plain text"])
 def test_rubbish_is_called_no_weights(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "w.pt").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"w\.pt (holds no weights that torch can read|needs full pickle)"):
-        weights.read(tmp_path / "w.pt")
+    with pytest.raises(
+        CheckpointError, match=r"w\.pt (is empty|is a bare pickle|cannot be opened|is not a safetensors file)"
+    ):
+        fitting.read(tmp_path / "w.pt")
 
 
 def test_weights_of_another_kind(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="No such file or directory; name the file of the weights"):
-        weights.read(tmp_path / "absent.pt")
+        fitting.read(tmp_path / "absent.pt")
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(CheckpointError, match=r"list\.pt holds no tensors by name"):
-        weights.read(tmp_path / "list.pt")
+        fitting.read(tmp_path / "list.pt")
     path = traced(tmp_path)
     with pytest.raises(CheckpointError, match=r"m\.ts is TorchScript, a whole model: --model torchscript:m\.ts"):
-        weights.read(path)
+        fitting.read(path)
 
 
 def test_another_number_of_classes(tmp_path: Path) -> None:
@@ -399,21 +402,21 @@ def test_another_architecture(tmp_path: Path) -> None:
 def test_ours_are_recognised() -> None:
     from robench.models.resnet import preact_resnet18
 
-    assert weights.nearest_architecture(preact_resnet18(3).state_dict()) == "preact-resnet18"
-    assert weights.nearest_architecture({"w": torch.zeros(3, 5)}) == ""
+    assert fitting.nearest_architecture(preact_resnet18(3).state_dict()) == "preact-resnet18"
+    assert fitting.nearest_architecture({"w": torch.zeros(3, 5)}) == ""
 
 
 def test_weights_that_are_not_finite(tmp_path: Path) -> None:
     network = nn.Linear(2, 2)
     stored = {**network.state_dict(), "bias": torch.tensor([1.0, torch.nan])}
     with pytest.raises(CheckpointError, match=r"NaN or infinite numbers \(first in bias\)"):
-        weights.fit(network, stored, "mine")
+        fitting.fit(network, stored, "mine")
 
 
 def test_weights_are_all_put_in() -> None:
     one, other = (nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)) for _ in range(2))
     stored = {f"module.model.{k}": v.half() for k, v in one.state_dict().items() if not k.endswith("tracked")}
-    assert weights.fit(other, stored, "mine") == "module.model."
+    assert fitting.fit(other, stored, "mine") == "module.model."
     for key, tensor in one.state_dict().items():
         if key.endswith(("weight", "bias")):
             torch.testing.assert_close(other.state_dict()[key], tensor.half().float())

@@ -10,6 +10,7 @@ import click
 
 from robench import __version__
 from robench.cli import naming
+from robench.cli.asked import Asked
 from robench.cli.option import (
     Choice,
     Threat,
@@ -29,9 +30,9 @@ from robench.threat import ThreatModel
 
 if TYPE_CHECKING:
     from robench.checkpoint import Checkpoint
-    from robench.evaluation import Job
     from robench.gates import Judgement
     from robench.inference import Inference
+    from robench.job import Job
     from robench.protocols import Target
     from robench.results import Failure, Result
     from robench.suite import Suite
@@ -126,13 +127,14 @@ def evaluate(
     check_writable(results)
 
     from robench.evaluation import Engine, plan_suite
-    from robench.results import Store
-    from robench.terminal import watched
+    from robench.results import Store, safe
+    from robench.signals import terminating
+    from robench.terminal import say, watched
     from robench.trackers import result_row, trackers_for, tracking
 
     kept = trackers_for(trackers)
-    with watched(quiet) as monitor:
-        engine = Engine(where.device, where.data_root, batch, monitor)
+    with watched(quiet) as monitor, terminating():
+        engine = Engine(where.device, where.data_root, batch, monitor, lambda text: say(safe(text)))
         foreign = outside.opened(engine, dataset, quiet)
         others: list[Target] = [foreign] if foreign else []
         jobs: list[Job] = []
@@ -190,7 +192,7 @@ def _document(told: Sequence[tuple[Result | Failure, bool]], judged: Sequence[Ju
     from robench.spec import plain
 
     records = [record for record, _ in told]
-    found = json.loads(rendered(reporting.tables(records, "all"), records))
+    found = json.loads(rendered(reporting.tables(records, intervals=True), records))
     found["new"] = [record.cell.key for record, there in told if not there]
     found["thresholds"] = [plain(each) for each in judged]
     return json.dumps(found, indent=1, allow_nan=False) + "\n"
@@ -270,7 +272,7 @@ def demo(checkpoints: Path, results: Path, device: str) -> None:
     say(f"robench {__version__}: {plan.SUMMARY}")
     with watched() as monitor:
         told = tell(plan.run(checkpoints, results, torch_device(device), monitor), quiet=True)
-    print_report([record for record, _ in told], "terminal", "all", None, results)
+    print_report([record for record, _ in told], Asked("terminal"), None, results)
     say(f"checkpoints: {checkpoints}   results: {results}")
     say("next: robench report --format markdown, robench train rocl, robench evaluate --attack autoattack")
     finish(told, results)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, is_dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -174,9 +172,9 @@ def reads_labels_if_supervised(trial: Trial) -> None:
 def trains_and_repeats(trial: Trial) -> None:
     """Two steps by the real trainer on digits work, and give the same weights the second time."""
     runs = []
-    with tempfile.TemporaryDirectory() as folder:
+    with files.scratch() as folder:
         for name in ("one", "two"):
-            made = train(Run(_recipe(trial), Path(folder) / name, steps=2))
+            made = train(Run(_recipe(trial), folder / name, steps=2))
             runs.append(files.sha256((made.folder / "last.safetensors").read_bytes()))
     demand(runs[0] == runs[1], "the weights differ the second time")
 
