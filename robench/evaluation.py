@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from robench import data, verdict
+from robench import data, exhibits, verdict
 from robench.attacks import attack_for, options_of
 from robench.checkpoint import Checkpoint, nets_after
 from robench.data import Images, Split
@@ -154,11 +154,13 @@ class Engine:
         return in_order(jobs)
 
     def run(self, jobs: Sequence[Job], store: Store) -> Iterator[tuple[Job, Result | Failure, bool]]:
-        """Run what the store does not hold yet.
+        """Run what the store does not hold yet; the classes of the images are stored beside the cells.
 
         Yields:
             The job, its record, and whether the record was there already.
         """
+        for dataset, count in sorted({(job.dataset, job.cell.count) for job in jobs}):
+            exhibits.put(labels_of(self.images(dataset, count)), store.folder)
         todo = [job for job in jobs if not isinstance(store.get(job.cell), Result)]
         total = sum(job.passes for job in todo)
         done = 0.0
@@ -349,6 +351,11 @@ def source_for(suite: Suite, role: str, dataset: str, candidates: Sequence[Check
     return min(fit, key=lambda each: (each.seed, each.name))
 
 
+def labels_of(images: Images) -> exhibits.Labels:
+    """The classes of images, for reports."""
+    return exhibits.Labels(images.digest, images.name, images.classes, " ".join(map(str, images.y.tolist())))
+
+
 def subject(checkpoint: Checkpoint, dataset: str) -> Subject:
     """What tables need to know of a checkpoint."""
     recipe = checkpoint.recipe
@@ -409,10 +416,23 @@ def _number(value: float) -> float | None:
 
 
 def check_fits(checkpoint: Checkpoint, images: Images) -> None:
-    """Say before anything runs that a checkpoint cannot be evaluated on these images."""
-    name, recipe = checkpoint.name, checkpoint.recipe
+    """Say before anything runs that a checkpoint cannot be evaluated on these images.
+
+    Raises:
+        CheckpointError: if it is no classifier yet, or was trained for others.
+    """
     if reason := unready(checkpoint):
         raise CheckpointError(reason)
+    check_shape(checkpoint, images)
+
+
+def check_shape(checkpoint: Checkpoint, images: Images) -> None:
+    """Refuse images of another shape or number of classes than those a checkpoint was trained for.
+
+    Raises:
+        CheckpointError: naming both.
+    """
+    name, recipe = checkpoint.name, checkpoint.recipe
     if (checkpoint.classes, checkpoint.shape) != (images.classes, images.shape):
         theirs = f"{checkpoint.classes} classes of {'x'.join(map(str, checkpoint.shape))} images"
         ours = f"{images.classes} classes of {'x'.join(map(str, images.shape))} images"

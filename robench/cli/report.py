@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from robench.suite import SUITES
 
 if TYPE_CHECKING:
     from robench.diagnosis import Diagnosis
+    from robench.exhibits import Exhibits
     from robench.reporting import Table
     from robench.results import Failure, Result
 
@@ -29,10 +31,11 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--table",
-    type=Choice(["all", "white-box", "transfer", "cells", "cost", *SUITES]),
+    type=Choice(["all", "white-box", "transfer", "cells", "cost", "classes", *SUITES]),
     default="all",
     show_default=True,
-    help="A suite's table has ours beside the published. CSV holds one table: `cells` (a row per result) unless named.",
+    help="A suite's table has ours beside the published; `classes` has the class that is worst off. CSV holds one table: "
+    "`cells` (a row per result) unless named.",
 )
 @click.option("--dataset", help="Only results on this data set.")
 @results_option
@@ -58,14 +61,15 @@ def report(
         remember(results, out, {"form": form, "table": table, "dataset": dataset})
 
 
-@click.command(short_help="Draw results/: curves, transfer, union, cost.")
+@click.command(short_help="Draw results/: curves, transfer, union, cost, classes, images.")
 @click.option(
     "--kind",
-    type=Choice(["curves", "transfer", "union", "pareto", "training"]),
+    type=Choice(["curves", "transfer", "union", "pareto", "training", "classes", "examples", "features"]),
     default="curves",
     show_default=True,
     help="Accuracy against eps; transfer matrices; which attacks broke which images; seconds against accuracy left; what "
-    "each run in --checkpoints logged.",
+    "each run in --checkpoints logged; accuracy by class; adversarial images of robench show --keep; t-SNE of robench "
+    "features.",
 )
 @click.option("--dataset", help="Only results on this data set.")
 @results_option
@@ -82,7 +86,7 @@ def plot(kind: str, dataset: str | None, results: Path, checkpoints: Path, out: 
 
     Results on other images, or by another seed, are other figures, one below the other.
     """
-    from robench import diagnosis
+    from robench import diagnosis, exhibits, gallery
     from robench.figures import figures, training
     from robench.files import write
     from robench.rendering.drawing import FORMATS, draw
@@ -90,7 +94,10 @@ def plot(kind: str, dataset: str | None, results: Path, checkpoints: Path, out: 
     form = out.suffix[1:].lower()
     if form not in FORMATS:
         raise UsageError(f"--out {out}: the name must end in {', '.join(f'.{each}' for each in FORMATS)}")
-    if kind != "training":
+    if kind in gallery.KINDS:
+        there = [] if kind == "features" else stored(results, dataset)
+        drawn = gallery.figures(there, exhibits.load(results), kind, diagnosis.records(results), dataset)
+    elif kind != "training":
         drawn = figures(stored(results, dataset), kind, diagnosis.records(results))
     elif dataset:
         raise UsageError("--dataset is for what is drawn from results; --kind training draws the runs in --checkpoints")
@@ -167,8 +174,10 @@ def _render(
     form: str,
     checkpoints: Path | None,
     diagnoses: Sequence[Diagnosis],
+    shown: Exhibits,
 ) -> str:
     """Tables in a format for files; HTML has the figures of the records too, and the training curves of runs."""
+    from robench import gallery
     from robench.figures import figures, training
     from robench.rendering.html import html
     from robench.rendering.json import json
@@ -180,7 +189,10 @@ def _render(
     if form == "json":
         return json(made, records)
     if form == "html":
-        return html(made, figures(records, diagnoses=diagnoses) + (training(checkpoints) if checkpoints else []))
+        drawn = figures(records, diagnoses=diagnoses) + (training(checkpoints) if checkpoints else [])
+        datasets = {record.subject.dataset for record in records}
+        kept = replace(shown, embeddings=tuple(e for e in shown.embeddings if e.subject.dataset in datasets))
+        return html(made, drawn + gallery.figures(records, kept, diagnoses=diagnoses))
     return markdown(made)
 
 
@@ -194,15 +206,17 @@ def _text(
     checkpoints: Path | None = None,
 ) -> str:
     """What a report says, as text."""
-    from robench import comparison, cost, diagnosis, reporting, terminal
+    from robench import comparison, cost, diagnosis, exhibits, perclass, reporting, terminal
     from robench.rendering.csv import csv
 
-    diagnoses = diagnosis.records(results)
+    diagnoses, shown = diagnosis.records(results), exhibits.load(results)
     spent = cost.trained(checkpoints or Path("checkpoints")) if table == "cost" else {}
     if form == "csv" and table in SUITES:
         return comparison.csv(records, SUITES[table])
     if form == "csv" and table == "cost":
         return cost.csv(records, spent, diagnoses)
+    if form == "csv" and table == "classes":
+        return perclass.csv(records, shown.labels, diagnoses)
     if form == "csv":
         return csv(records, "cells" if table == "all" else table, diagnoses)
     if table == "cells":
@@ -211,8 +225,12 @@ def _text(
         made = cost.tables(records, spent, diagnoses)
     elif table in SUITES:
         made = comparison.tables(records, SUITES[table], diagnoses=diagnoses)
+    elif table == "classes":
+        made = perclass.tables(records, shown.labels, diagnoses)
     else:
         made = reporting.tables(records, table, diagnoses)
-    return (
-        terminal.text(made, file=file) if form == "terminal" else _render(made, records, form, checkpoints, diagnoses)
-    )
+        if form == "html" and table == "all" and perclass.known(records, shown.labels):
+            made += perclass.tables(records, shown.labels, diagnoses)
+    if form == "terminal":
+        return terminal.text(made, file=file)
+    return _render(made, records, form, checkpoints, diagnoses, shown)

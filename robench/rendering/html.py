@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from html import escape
 
 from robench import __version__
-from robench.figures import Figure
-from robench.rendering.drawing import DARK_INK, DARK_PAPER, INK, PAPER, inline
+from robench.panels import Figure
+from robench.rendering.axes import DARK_INK, DARK_PAPER, INK, PAPER
+from robench.rendering.drawing import inline, narrow
 from robench.rendering.latex import spans
 from robench.reporting import Table
 from robench.results import FLAG
@@ -186,7 +187,7 @@ def _cell(text: str, place: int, bold: bool) -> str:
 
 
 def _figure(figure: Figure, number: int) -> str:
-    width = "half" if len(figure.panels) == 1 else "whole"
+    width = "half" if narrow(figure) else "whole"
     drawn = inline(figure, f"f{number}-")
     return (
         f'<figure class="{width}"><div class="scroll" tabindex="0" role="region" aria-label="{escape(figure.title)}">'
