@@ -269,6 +269,16 @@ def test_a_front_has_what_no_cheaper_attack_beats() -> None:
     ]
 
 
+@pytest.mark.usefixtures("plots")
+@pytest.mark.parametrize("seconds", [(3, 8), (0.4, 0.41), (0.02, 30), (7, 7)])
+def test_an_axis_of_seconds_has_numbers(seconds: tuple[float, float]) -> None:
+    costs = zip(("fgsm", "pgd-20"), seconds, ("11111100", "11110000"), strict=True)
+    made = [result(PGDAT, name, bits, seconds=s) for name, s, bits in costs]
+    drawn = ElementTree.fromstring(drawing.draw(figures.figures(made, "pareto"), "svg").decode())
+    inside = [e for e in drawn.iter() if (e.get("id") or "").startswith("xtick") and "".join(e.itertext()).strip()]
+    assert inside
+
+
 def test_seconds_of_two_devices_are_not_compared() -> None:
     slow = [result(PGDAT, name, "11110000", provenance={"device": "cpu"}) for name in ("fgsm", "pgd-20")]
     fast = [result(ROCL, name, "11110000", provenance={"device": "cuda"}) for name in ("fgsm", "pgd-20")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -172,6 +173,9 @@ def _cost(ax: Axes, panel: Cost, names: Sequence[str]) -> None:
     ax.set_xscale("log")
     ax.xaxis.set_major_formatter(lambda seconds, _: f"{seconds:g}")  # the usual one would be read as a formula
     ax.xaxis.set_minor_formatter(NullFormatter())
+    seconds = [point.seconds for point in panel.points]
+    if max(seconds) < 20 * min(seconds):  # there may be no power of ten, whose ticks alone have numbers
+        ax.set_xticks(_round_numbers(min(seconds), max(seconds)))
     ax.set_ylim(bottom=-3)
     ax.set_xlabel("seconds of the attack")
     ax.set_ylabel("accuracy left, per cent")
@@ -253,6 +257,13 @@ def _cloud(ax: Axes, panel: Cloud) -> None:
     ax.set_yticks([])
     ax.spines[:].set_visible(True)
     ax.spines[:].set_alpha(0.3)
+
+
+def _round_numbers(low: float, high: float) -> list[float]:
+    """Numbers of one digit, 1, 2 or 5, that are about a range above zero."""
+    powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
+    every = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
+    return [number for number in every if low / 1.6 <= number <= high * 1.6]
 
 
 def _wider(low: float, high: float) -> tuple[float, float]:

@@ -26,7 +26,8 @@ body {{ margin: 0 auto; padding: 1.2rem; max-width: 84rem; background: var(--pap
   font: 16px/1.5 system-ui, "DejaVu Sans", sans-serif }}
 h1 {{ font-size: 1.5rem; margin: 0 0 .3rem }}
 h2 {{ font-size: 1.12rem; margin: 0 0 .5rem; overflow-wrap: anywhere }}
-nav ul {{ padding-left: 1.2rem }}
+nav ul {{ padding-left: 1.2rem; columns: 30rem; font-size: .86rem }}
+nav li {{ break-inside: avoid }}
 a {{ color: var(--link); overflow-wrap: anywhere }}
 section {{ margin: 2.2rem 0 }}
 .scroll {{ overflow-x: auto; max-width: 100% }}
@@ -126,7 +127,7 @@ def html(made: Sequence[Table], drawn: Sequence[Figure] = (), title: str = "robe
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="referrer" content="no-referrer">\n<link rel="icon" href="data:,">\n'
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<header><h1>{escape(title)}</h1></header>\n"
-        f'<nav aria-label="Contents"><ul>{links}</ul></nav>\n<main>\n{body}</main>\n'
+        f'<nav aria-label="Contents"><details open><summary>Contents</summary><ul>{links}</ul></details></nav>\n<main>\n{body}</main>\n'
         f"<footer>robench {escape(__version__)}. Click a head to sort by it.</footer>\n"
         f"<script>{SCRIPT}</script>\n</body>\n</html>\n"
     )
