@@ -12,6 +12,15 @@ from robench.threat import ThreatModel
 
 Word = Literal["pass", "suspect", "fail", "not run"]
 FOLDER = "diagnoses"
+KINDS = {  # what an indicator looks at; two that look at different things are independent signs
+    "gradients": ("G1", "G2", "G3"),
+    "the margin around an image": ("G4",),
+    "the climb of an attack": ("G5", "G6", "G7"),
+    "attacks that see no gradient": ("G8", "G10", "G16"),
+    "attacks that should be stronger": ("G9", "G11", "G12"),
+    "passes": ("G13", "G14"),
+    "outputs": ("G15",),
+}
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,11 @@ class Diagnosis:
     def failed(self) -> tuple[str, ...]:
         """Ids of the indicators that failed."""
         return tuple(row.id for row in self.rows if row.verdict == "fail")
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The independent things that failed indicators look at."""
+        return tuple(kind for kind, ids in KINDS.items() if set(ids) & set(self.failed))
 
 
 def put(record: Diagnosis, results: Path) -> Path:

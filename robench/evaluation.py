@@ -240,9 +240,7 @@ class Engine:
         """What a look at a model shows, once for all cells."""
         key = checkpoint.sha256, images.digest
         if key not in self._probes:
-            self._probes[key] = verdict.probe(
-                self.loaded(checkpoint), images.x(slice(verdict.PROBED)), images.y, images.classes, self.batch
-            )
+            self._probes[key] = verdict.probe(self.loaded(checkpoint), images.x(), images.y, images.classes, self.batch)
         return self._probes[key]
 
     def _craft(self, job: Job, images: Images, clean: Tensor, watch: Callable[[Door], None]) -> verdict.Crafted:

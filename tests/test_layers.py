@@ -24,7 +24,7 @@ LAYERS = (
     ("files", "spec", "registry", "provenance", "protocols"),
     (
         *("noise", "geometry", "losses", "door", "augment", "data", "models", "recipe", "results", "optimiser"),
-        *("convex", "probe", "suite", "inference", "smoothed", "unlabelled", "meter", "sealed"),
+        *("convex", "probe", "suite", "inference", "smoothed", "unlabelled", "meter", "sealed", "outputs"),
     ),
     (
         "attacks",

@@ -127,7 +127,8 @@ def html(made: Sequence[Table], drawn: Sequence[Figure] = (), title: str = "robe
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="referrer" content="no-referrer">\n<link rel="icon" href="data:,">\n'
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<header><h1>{escape(title)}</h1></header>\n"
-        f'<nav aria-label="Contents"><details open><summary>Contents</summary><ul>{links}</ul></details></nav>\n<main>\n{body}</main>\n'
+        f'<nav aria-label="Contents"><details open><summary>Contents</summary><ul>{links}</ul></details></nav>\n'
+        f"<main>\n{body}</main>\n"
         f"<footer>robench {escape(__version__)}. Click a head to sort by it.</footer>\n"
         f"<script>{SCRIPT}</script>\n</body>\n</html>\n"
     )
