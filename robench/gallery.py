@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from robench import perclass
 from robench.diagnosis import Diagnosis
-from robench.errors import StoreError
+from robench.errors import StoreError, UsageError
 from robench.exhibits import Embedding, Exhibits
 from robench.figures import flags_of, names_of
 from robench.panels import Cloud, Examples, Figure
@@ -38,6 +38,7 @@ def figures(
 
     Raises:
         StoreError: if there is no figure of that kind.
+        UsageError: if there are features, and none on that data set.
     """
     results = sorted((r for r in records if isinstance(r, Result)), key=lambda r: r.cell.key)
     diagnosed = list(diagnoses)
@@ -53,6 +54,9 @@ def figures(
         made += [
             _features(each, doubted) for each in sorted(kept, key=lambda e: (e.subject.name, e.attack, str(e.threat)))
         ]
+        if kind == "features" and not kept and exhibits.embeddings:
+            known = ", ".join(sorted({safe(each.subject.dataset) for each in exhibits.embeddings}))
+            raise UsageError(f"--dataset {dataset} leaves none of the features; there are some on {known}")
     if not made and kind != "all":
         raise StoreError(f"no {kind} to draw: {KINDS[kind]}")
     return made

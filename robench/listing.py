@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from robench import recipe, registry
-from robench.results import Failure, Store, named
+from robench.results import Failure, Store, named, safe
 from robench.suite import SUITES
 
 
@@ -39,7 +39,8 @@ def listing(what: str, results: Path) -> tuple[list[str], list[list[str]]]:
             answers = cell.inference
             name = named(record.subject, answers)
             robust += " (not adaptive)" if answers and not answers.adaptive and not cell.source else ""
-            rows.append([cell.key[:12], name, source, cell.attack, str(cell.threat), str(cell.count), robust])
+            line = [cell.key[:12], name, source, cell.attack, str(cell.threat), str(cell.count), robust]
+            rows.append(list(map(safe, line)))
         return ["cell", "checkpoint", "source", "attack", "threat", "n", "robust %"], rows
     table = {
         kind.kind + "s": kind for kind in (registry.METHODS, registry.ATTACKS, registry.DATASETS, registry.MODELS)

@@ -273,7 +273,7 @@ def test_features_of_a_checkpoint_are_stored_and_drawn(trained: Path, tmp_path: 
     assert out.read_bytes().startswith(b"\x89PNG")
     code, _, told = run_cli("plot", "--results", tmp_path, "--kind", "features", "--dataset", "mnist", "--out", out)
     assert code == 2
-    assert "robench features CHECKPOINT" in told
+    assert "--dataset mnist leaves none of the features; there are some on digits" in told
 
 
 def test_an_encoder_without_a_head_is_attacked_through_its_features(tmp_path: Path, run_cli: Cli) -> None:

@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from robench.errors import StoreError
 from robench.panels import Classes, Cloud, Cost, Curves, Examples, Matrix, Panel, Training, Union
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # 
 LIGHT = ("#cc79a7", "#e69f00", "#56b4e9")  # of those, on which black is read
 MARKERS = "osD^vPX*"
 DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+LARGEST = 1024  # pixels of a side of a stored picture
 LONGEST = 30  # characters of a name; more would leave no room for the figure
 
 
@@ -210,14 +212,17 @@ def _classes(ax: Axes, panel: Classes, names: Sequence[str]) -> None:
 
 
 def _examples(ax: Axes, panel: Examples) -> None:
-    from matplotlib.image import imread
-
     for column, example in enumerate(panel.examples):
         for row, text in enumerate((example.clean, example.adversarial, example.difference)):
-            picture = imread(io.BytesIO(base64.b64decode(text)), format="png")
+            picture = _picture(text)
             left, top = column + 0.03, row + 0.03
             ax.imshow(
-                picture, cmap="gray", vmin=0, vmax=1, extent=(left, left + 0.94, top + 0.94, top), interpolation="none"
+                picture,
+                cmap="gray",
+                vmin=0,
+                vmax=255,
+                extent=(left, left + 0.94, top + 0.94, top),
+                interpolation="none",
             )
         said = f"{example.number}: {example.label} → {example.answer}"
         ax.text(column + 0.5, -0.06, said, ha="center", va="bottom", fontsize=6.5)
@@ -228,6 +233,26 @@ def _examples(ax: Axes, panel: Examples) -> None:
     ax.set_xticks([])
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
+
+
+def _picture(text: str) -> Any:
+    """The pixels of a stored PNG.
+
+    Raises:
+        StoreError: if it is none.
+    """
+    import numpy
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=["PNG"]) as picture:
+            if max(picture.size) > LARGEST:
+                raise ValueError(f"it has {picture.size[0]} x {picture.size[1]} pixels")
+            return numpy.asarray(picture.convert("L" if picture.mode in ("1", "L", "I", "I;16") else "RGB"))
+    except (OSError, ValueError, SyntaxError) as error:
+        raise StoreError(
+            f"a stored picture is no PNG of an image ({error}): delete it and run robench show CELL --images 8 --keep"
+        ) from None
 
 
 def _cloud(ax: Axes, panel: Cloud) -> None:
