@@ -25,7 +25,7 @@ from robench.embedding import tsne
 from robench.errors import StoreError
 from robench.exhibits import Embedding, Example, Exhibits, Labels, Pictures
 from robench.panels import Classes, Cloud, Examples
-from robench.rendering import drawing
+from robench.rendering import axes, drawing
 from robench.rendering.html import html
 from robench.results import Result, Store
 from robench.spec import digest
@@ -336,6 +336,26 @@ def test_both_clouds_share_their_axes() -> None:
 def test_a_figure_is_drawn_to_the_same_bytes(kind: str, form: str) -> None:
     made = drawing.draw(gallery.figures(RECORDS, shown(), kind), form)
     assert made == drawing.draw(gallery.figures(RECORDS[::-1], shown(), kind), form)
+
+
+@pytest.mark.usefixtures("plots")
+def test_a_slim_figure_has_all_pictures_in_rows_of_four() -> None:
+    first = next(r for r in RECORDS if isinstance(r, Result))
+    figures = gallery.figures(RECORDS, Exhibits(pictures=(pictures(first, 9),)), "examples")
+    for slim in (False, True):
+        drawn = ElementTree.fromstring(drawing.draw(figures, "svg", slim=slim).decode())
+        images = [each for each in drawn.iter() if each.tag.endswith("image")]
+        assert len(images) == 27
+        assert float(drawn.attrib["width"].removesuffix("pt")) == pytest.approx(72 * (3.4 if slim else 7.0), abs=0.5)
+
+
+@pytest.mark.usefixtures("plots")
+def test_colours_stay_colours() -> None:
+    stream = io.BytesIO()
+    Image.new("RGB", (4, 4), (200, 30, 60)).save(stream, format="PNG")
+    found = axes._picture(base64.b64encode(stream.getvalue()).decode())
+    assert found.shape == (4, 4, 3)
+    assert (found == (200, 30, 60)).all()
 
 
 @pytest.mark.usefixtures("plots")

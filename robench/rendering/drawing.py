@@ -6,11 +6,12 @@ import io
 import re
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from html import escape
 from typing import Any
 
 from robench.errors import UsageError
-from robench.panels import Classes, Cost, Curves, Examples, Figure, Training
+from robench.panels import Classes, Cost, Curves, Examples, Figure, Panel, Training
 from robench.rendering.axes import DARK_INK, DARK_PAPER, INK, MARKERS, PAPER, look_of, panel, short
 
 FORMATS = ("svg", "png", "pdf")
@@ -35,16 +36,18 @@ STYLE = {
     "pdf.fonttype": 42,
     "savefig.dpi": 200,
 }
+ROW = 4  # pictures side by side in one column
 WIDE, NARROW = 7.0, 3.4  # inches: a page of two columns, and one of them
 
 
-def draw(figures: Sequence[Figure], form: str, *, titled: bool = True) -> bytes:
+def draw(figures: Sequence[Figure], form: str, *, titled: bool = True, slim: bool = False) -> bytes:
     """Figures one below the other, as the bytes of one file.
 
     Args:
         figures: what to draw, at least one.
         form: `svg` (light or dark, as the reader prefers), `png` or `pdf` (on white).
         titled: write each figure's title above it.
+        slim: panels one below the other, as wide as one column of two.
 
     Raises:
         UsageError: if matplotlib is not installed.
@@ -60,22 +63,23 @@ def draw(figures: Sequence[Figure], form: str, *, titled: bool = True) -> bytes:
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a box stands for it
-        sizes = [_size(figure) for figure in figures]
+        figures = [_slim(figure) for figure in figures] if slim else figures
+        sizes = [_size(figure, slim) for figure in figures]
         width = max(wide for wide, _ in sizes)
         drawing = Drawing(figsize=(width, sum(high for _, high in sizes)), layout="constrained")
         FigureCanvasAgg(drawing)
         parts: Any = drawing.subfigures(len(figures), 1, squeeze=False, height_ratios=[high for _, high in sizes])
         for part, figure in zip(parts[:, 0], figures, strict=True):
-            _draw(part, figure, titled)
+            _draw(part, figure, titled, slim)
         drawing.patch.set_visible(form != "svg")
         stream = io.BytesIO()
         drawing.savefig(stream, format=form, metadata=none)
     return _adaptive(stream.getvalue().decode()).encode() if form == "svg" else stream.getvalue()
 
 
-def inline(figure: Figure, prefix: str) -> str:
+def inline(figure: Figure, prefix: str, *, slim: bool = False) -> str:
     """A figure as an SVG element for a page whose CSS sets the colour; its ids begin with the prefix, as a page holds several."""
-    text = draw([figure], "svg", titled=False).decode()
+    text = draw([figure], "svg", titled=False, slim=slim).decode()
     text = text[text.index("<svg") :]
     text = re.sub(r"<style>/\* page \*/.*?</style>", "", text, flags=re.DOTALL)
     text = re.sub(r'(?<=\bid=")|(?<=url\(#)|(?<=href="#)', prefix, text)
@@ -111,20 +115,32 @@ def narrow(figure: Figure) -> bool:
     return _size(figure)[0] == NARROW
 
 
-def _columns(figure: Figure) -> int:
-    return min(SHAPES[figure.kind][0], len(figure.panels))
+def _slim(figure: Figure) -> Figure:
+    """A figure whose panels are narrow enough for one column of two."""
+    panels: list[Panel] = []
+    for each in figure.panels:
+        if isinstance(each, Examples):
+            parts = [each.examples[first : first + ROW] for first in range(0, len(each.examples), ROW)]
+            panels += [replace(each, title=each.title if not i else "", examples=part) for i, part in enumerate(parts)]
+        else:
+            panels.append(each)
+    return replace(figure, panels=tuple(panels))
 
 
-def _size(figure: Figure) -> tuple[float, float]:
+def _columns(figure: Figure, slim: bool) -> int:
+    return 1 if slim else min(SHAPES[figure.kind][0], len(figure.panels))
+
+
+def _size(figure: Figure, slim: bool = False) -> tuple[float, float]:
     """Inches; a single panel fits one column of two, but for many pictures in a row."""
-    columns = _columns(figure)
+    columns = _columns(figure, slim)
     rows = -(-len(figure.panels) // columns)
     high = SHAPES[figure.kind][1]
     wide = NARROW if columns == 1 else WIDE
     most = max((len(each.examples) for each in figure.panels if isinstance(each, Examples)), default=0)
     if most:
-        wide = NARROW if most <= 4 else WIDE
-        high = 3.25 * (wide - 0.6) / max(most, 4) + 0.3
+        wide = NARROW if most <= ROW else WIDE
+        high = 3.25 * (wide - 0.6) / max(most, ROW) + 0.3
     return wide, rows * high + 0.3 + 0.16 * -(-len(_legend(figure)) // (3 * columns))
 
 
@@ -138,10 +154,10 @@ def _legend(figure: Figure) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _draw(part: Any, figure: Figure, titled: bool) -> None:
+def _draw(part: Any, figure: Figure, titled: bool, slim: bool) -> None:
     from matplotlib.lines import Line2D
 
-    columns = _columns(figure)
+    columns = _columns(figure, slim)
     axes = list(part.subplots(-(-len(figure.panels) // columns), columns, squeeze=False).flat)
     names = _legend(figure)
     for each, ax in zip(figure.panels, axes, strict=False):

@@ -54,7 +54,10 @@ td.wide {{ white-space: normal; text-align: left; min-width: 16rem; overflow-wra
 .notes .flag {{ color: var(--ink); font-weight: 600 }}
 figure {{ margin: 0 }}
 figure svg {{ max-width: 100%; height: auto; color: var(--ink); display: block; margin: auto }}
-figure.whole svg {{ width: 100%; min-width: 34rem }}
+figure.whole .broad svg {{ width: 100% }}
+.slim {{ display: none }}
+.slim svg {{ width: 34rem }}
+@media screen and (max-width: 46rem) {{ .broad {{ display: none }} .slim {{ display: block }} }}
 figure.half svg {{ width: 34rem }}
 figcaption {{ font-size: .86rem; color: var(--soft); overflow-wrap: anywhere }}
 footer {{ font-size: .8rem; color: var(--soft) }}
@@ -191,6 +194,9 @@ def _cell(text: str, place: int, bold: bool) -> str:
 def _figure(figure: Figure, number: int) -> str:
     width = "half" if narrow(figure) else "whole"
     drawn = inline(figure, f"f{number}-")
+    if width == "whole":
+        slim = inline(figure, f"s{number}-", slim=True)
+        drawn = f'<div class="broad">{drawn}</div><div class="slim">{slim}</div>'
     return (
         f'<figure class="{width}"><div class="scroll" tabindex="0" role="region" aria-label="{escape(figure.title)}">'
         f"{drawn}</div>\n<figcaption>{escape(figure.caption)}</figcaption></figure>\n"
