@@ -10,8 +10,9 @@ from robench.attacks import attack_for
 from robench.checkpoint import Checkpoint
 from robench.door import frozen
 from robench.errors import UsageError
-from robench.evaluation import Engine, check_shape, subject, usual_threat
+from robench.evaluation import Engine, check_shape, usual_threat
 from robench.exhibits import Embedding
+from robench.job import subject
 from robench.models import Nets
 from robench.registry import ATTACKS
 from robench.threat import ThreatModel

@@ -21,13 +21,15 @@ from robench import recipe as recipes
 from robench.attacks import attack_for
 from robench.checkpoint import Checkpoint, open_checkpoint
 from robench.errors import UsageError
-from robench.evaluation import Engine, Job, usual_threat
+from robench.evaluation import Engine, usual_threat
+from robench.job import Job
 from robench.methods import method_for
 from robench.protocols import Monitor, Progress, unwatched
 from robench.recipe import Published, Recipe
 from robench.reporting import ABSENT, Table
 from robench.results import Failure, Result, Store, safe
 from robench.run import Run, finished, holds
+from robench.signals import listening
 from robench.spec import assignment, digest
 from robench.suite import Column
 from robench.threat import ThreatModel
@@ -205,7 +207,8 @@ def run(points: Sequence[Point], plan: Plan, monitor: Monitor = unwatched) -> It
         told = _numbered(monitor, f"{number}/{len(points)} ")
         wanted = plan.run(point)
         if not finished(wanted):
-            training.train(wanted, resume=holds(wanted), monitor=told)
+            with listening() as asked:
+                training.train(wanted, monitor=told, asked=asked)
         engine = Engine(plan.device, plan.data_root, plan.batch, told)
         trained = open_checkpoint(str(wanted.folder), plan.checkpoints)
         jobs = engine.plan([trained], attacks=plan.attacks, threats=plan.threats, count=plan.count)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from robench import diagnosis, exhibits, files
 from robench.errors import RobenchError, StoreError
+from robench.part import Part, held, unfinished
 from robench.reporting import Table, apart, images_of
 from robench.results import FLAG, Failure, Result, column, named, read, safe
 
@@ -56,7 +57,7 @@ def verify(folder: Path, checkpoints: Path | None = None) -> tuple[list[Check], 
         StoreError: if the folder is empty or absent.
     """
     paths = sorted(folder.glob("cells/**/*.json"))
-    if not paths:
+    if not paths and not unfinished(folder)[0]:
         raise StoreError(f"no results in {folder}: robench evaluate --attack pgd-20, or robench demo")
     opened, damaged = _opened(paths)
     records = [record for _, record in opened]
@@ -69,6 +70,7 @@ def verify(folder: Path, checkpoints: Path | None = None) -> tuple[list[Check], 
         Check("failed cells", len(failures), said=tuple(f"{_label(f)}: {f.reason}" for f in failures)),
         Check("flags", len(results), said=tuple(f"{_label(r)}: {FLAG}{flag}" for r in results for flag in r.flags)),
         Check("the grid is complete", len(results), said=tuple(absent(results))),
+        _unfinished(folder),
         _diagnoses(folder),
         _exhibits(folder, results),
         _leftovers(folder),
@@ -209,6 +211,16 @@ def _doubled(opened: Iterable[tuple[Path, Result | Failure]]) -> list[str]:
     return wrong
 
 
+def _unfinished(folder: Path) -> Check:
+    """Cells of which only some images were attacked: what was interrupted, or runs now."""
+    cells, wrong = unfinished(folder)
+    said = tuple(
+        f"{_label(parts[0])}: {held(parts):,} of {parts[0].cell.count:,} images; the same robench evaluate goes on"
+        for parts in cells
+    )
+    return Check("no unfinished cells", len(cells), tuple(wrong), said)
+
+
 def _diagnoses(folder: Path) -> Check:
     """What `robench diagnose` stored there: whether it can be read, and what it found."""
     try:
@@ -256,7 +268,8 @@ def _weights(results: Sequence[Result], root: Path) -> Check:
     for path in paths:
         try:
             said = json.loads(path.read_bytes())["sha256"]
-            found = hashlib.sha256(path.with_suffix(".safetensors").read_bytes()).hexdigest()
+            content = files.read_vouched(path.with_suffix(".safetensors"), said)
+            found = said if content else hashlib.sha256(path.with_suffix(".safetensors").read_bytes()).hexdigest()
         except (OSError, ValueError, KeyError, TypeError) as error:
             wrong.append(f"{path}: {error}")
             continue
@@ -286,7 +299,7 @@ def tables(checks: Sequence[Check]) -> list[Table]:
     return [Table("Verification", (("check", "looked at", "", "wrong", "to know"),), rows, tuple(notes))]
 
 
-def _label(record: Result | Failure) -> str:
+def _label(record: Result | Failure | Part) -> str:
     via = f" from {record.source.name}" if record.source else ""
     who = named(record.subject, record.cell.inference)
     return f"{record.cell.key[:8]} {who}{via}: {column(record.cell.attack, record.cell.threat)}"

@@ -26,8 +26,8 @@ from robench.threat import ThreatModel
 
 if TYPE_CHECKING:
     from robench.checkpoint import Checkpoint
-    from robench.evaluation import Job
     from robench.inference import Inference
+    from robench.job import Job
     from robench.suite import Suite
 
 
@@ -89,11 +89,12 @@ def evaluate(
     check_writable(results)
 
     from robench.evaluation import Engine, plan_suite
-    from robench.results import Store
-    from robench.terminal import watched
+    from robench.results import Store, safe
+    from robench.signals import terminating
+    from robench.terminal import say, watched
 
-    with watched() as monitor:
-        engine = Engine(where.device, where.data_root, batch, monitor)
+    with watched() as monitor, terminating():
+        engine = Engine(where.device, where.data_root, batch, monitor, lambda text: say(safe(text)))
         jobs: list[Job] = []
         if attacks:
             targets = _targets(checkpoint, where.checkpoints)
