@@ -140,6 +140,7 @@ def evaluate(
 @click.option("--source", "sources", multiple=True, metavar="CHECKPOINT", help="A surrogate for transfer. May repeat.")
 @click.option("--count", type=click.IntRange(min=1), help="The first COUNT test images; 256 by default, if there are.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
+@click.option("--corners", type=click.IntRange(min=1), default=200, show_default=True, help="Random corners G16 tries.")
 @click.option("--format", "form", type=Choice(["terminal", "markdown"]), default="terminal", show_default=True)
 @compute
 @results_option
@@ -149,6 +150,7 @@ def diagnose(
     sources: Sequence[str],
     count: int | None,
     seed: int,
+    corners: int,
     form: str,
     where: Where,
     results: Path,
@@ -168,9 +170,8 @@ def diagnose(
 
     engine = Engine(where.device, where.data_root)
     others = [open_checkpoint(text, where.checkpoints) for text in sources]
-    made = diagnosed(
-        engine, open_checkpoint(checkpoint, where.checkpoints), threat=threat, sources=others, count=count, seed=seed
-    )
+    target = open_checkpoint(checkpoint, where.checkpoints)
+    made = diagnosed(engine, target, threat=threat, sources=others, count=count, seed=seed, corners=corners)
     from robench.reporting import diagnosis_table
 
     path = diagnosis.put(made, results)
