@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from robench import worst
 from robench.diagnosis import Diagnosis
 from robench.errors import StoreError
 from robench.panels import Cost, Curves, Figure, Line, Matrix, Panel, Point, Training, Union
@@ -117,7 +118,7 @@ def _attack(result: Result) -> str:
 
 def share(*columns: Sequence[bool]) -> float:
     """The share of images that are right in every column."""
-    return sum(map(all, zip(*columns, strict=True))) / len(columns[0])
+    return sum(worst.left(columns)) / len(columns[0])
 
 
 def _curves(results: Sequence[Result], names: Mapping[str, str]) -> list[Panel]:
@@ -192,7 +193,7 @@ def _union(results: Sequence[Result], names: Mapping[str, str]) -> list[Panel]:
 def _sets(title: str, own: Mapping[str, Result]) -> Union | None:
     """The images of one checkpoint by exactly which attacks broke them; None where nothing was broken."""
     clean = next(iter(own.values())).clean
-    broken = {name: {i for i, right in enumerate(clean) if right and not r.robust[i]} for name, r in own.items()}
+    broken = {name: worst.broken(r) for name, r in own.items()}
     attacks = sorted(broken, key=lambda name: (-len(broken[name]), name))
     by = Counter(
         frozenset(k for k, name in enumerate(attacks) if i in broken[name]) for i, right in enumerate(clean) if right

@@ -21,7 +21,7 @@ from robench.results import FLAG, Failure, Result, column, named, read, safe
 
 MANIFEST = "tables.json"
 TOLERANCE = 1e-4  # beyond eps, relative: what the rounding of float32 sums may add
-OPTIONS = ("form", "table", "dataset")
+OPTIONS = ("form", "table", "dataset", "intervals", "attack", "threat", "source", "seed", "reference")
 
 Render = Callable[[Sequence[Result | Failure], Mapping[str, str | None]], str]
 
@@ -178,8 +178,9 @@ def _manifest(folder: Path) -> dict[str, dict[str, str | None]]:
     try:
         found = json.loads(path.read_bytes())
         for name, options in found.items():
-            if set(options) != set(OPTIONS) or not all(v is None or isinstance(v, str) for v in options.values()):
-                raise ValueError(f"{name} needs the options {', '.join(OPTIONS)}")
+            texts = all(value is None or isinstance(value, str) for value in options.values())
+            if not texts or not {"form", "table"} <= set(options) <= set(OPTIONS):  # earlier versions had fewer
+                raise ValueError(f"{name} needs options of {', '.join(OPTIONS)}")
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise StoreError(
             f"{path} is damaged: {error}. Delete it and write the tables again: robench report --out"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from robench import __version__
+from robench.cli.asked import Asked
 from robench.cli.option import (
     Choice,
     Threat,
@@ -198,7 +199,7 @@ def demo(checkpoints: Path, results: Path, device: str) -> None:
     say(f"robench {__version__}: {plan.SUMMARY}")
     with watched() as monitor:
         told = tell(plan.run(checkpoints, results, torch_device(device), monitor), quiet=True)
-    print_report([record for record, _ in told], "terminal", "all", None, results)
+    print_report([record for record, _ in told], Asked("terminal"), None, results)
     say(f"checkpoints: {checkpoints}   results: {results}")
     say("next: robench report --format markdown, robench train rocl, robench evaluate --attack autoattack")
     finish(told, results)
