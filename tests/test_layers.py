@@ -24,7 +24,7 @@ LAYERS = (
     ("files", "spec", "registry", "provenance", "protocols", "signals"),
     (
         *("noise", "geometry", "losses", "door", "augment", "data", "models", "recipe", "results", "optimiser"),
-        *("convex", "probe", "suite", "inference", "smoothed", "unlabelled", "meter", "weights"),
+        *("convex", "probe", "suite", "inference", "smoothed", "unlabelled", "meter", "tensors"),
     ),
     (
         "attacks",
