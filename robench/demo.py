@@ -15,7 +15,8 @@ import torch
 
 from robench import recipe, training
 from robench.checkpoint import Checkpoint, open_checkpoint
-from robench.evaluation import Engine, Job
+from robench.evaluation import Engine
+from robench.job import Job
 from robench.protocols import Monitor, Progress
 from robench.results import Failure, Result, Store
 from robench.run import Run, finished

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -69,6 +70,37 @@ def write_json(path: Path, content: Any) -> None:
     write(path, (json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
 
 
+def create(path: Path, content: bytes) -> bool:
+    """Make a small file where there is none, whole or not at all; returns whether there was none.
+
+    Its content is brought to disk and its name is not: what it says, such as who works on what, ends with the machine anyway,
+    but after a power cut it must not be there empty.
+
+    Raises:
+        StoreError: if the folder cannot be written.
+    """
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = _begin(path.parent)
+            try:
+                _put(handle, memoryview(content))
+                os.fsync(handle)
+                _reach("written", path)
+                _link(temporary, path)
+                _reach("kept", path)
+            finally:
+                temporary.unlink(missing_ok=True)
+                os.close(handle)
+            return True
+        except FileExistsError:
+            return False
+        except FileNotFoundError:  # the folder was removed meanwhile
+            continue
+        except OSError as error:
+            raise _refused(error, path, len(content)) from error
+
+
 def write_vouched(path: Path, content: bytes, manifest: Path, table: Mapping[str, Any]) -> None:
     """Replace a file and the JSON that names its SHA-256.
 
@@ -114,8 +146,12 @@ def settle(path: Path, digest: str | None) -> None:
         remove(waiting)
 
 
-def remove(path: Path) -> None:
-    """Take a file away for good, if it is there.
+def remove(path: Path, *, lasting: bool = True) -> None:
+    """Take a file away, if it is there.
+
+    Args:
+        path: of the file.
+        lasting: for good, also if the power fails now.
 
     Raises:
         StoreError: if it cannot be.
@@ -123,11 +159,41 @@ def remove(path: Path) -> None:
     try:
         path.unlink()
         _reach("removed", path)
-        _sync(path.parent)
+        if lasting:
+            _sync(path.parent)
     except FileNotFoundError:
         return
     except OSError as error:
         raise StoreError(f"cannot remove {path}: {error.strerror}. Make its folder writable") from error
+
+
+def remove_same(path: Path, content: bytes) -> None:
+    """Take a file away if it holds this; what another process has put in its place meanwhile stays or is put back."""
+    aside = path.with_name(f"{_WRITING}{uuid.uuid4().hex}")
+    with suppress(OSError):
+        if path.read_bytes() != content:
+            return
+        path.rename(aside)
+        if aside.read_bytes() != content:
+            with suppress(FileExistsError):
+                _link(aside, path)
+        aside.unlink()
+        _reach("removed", path)
+
+
+def remove_folder(folder: Path) -> None:
+    """Take away a folder of files, and the one above if nothing else is in it; what another process puts there stays."""
+    with suppress(OSError):
+        for path in sorted(folder.iterdir()):
+            remove(path, lasting=False)
+        remove_empty(folder)
+
+
+def remove_empty(folder: Path) -> None:
+    """Take away a folder and the one above, if nothing is in them."""
+    with suppress(OSError):
+        folder.rmdir()
+        folder.parent.rmdir()
 
 
 def check_writable(folder: Path) -> None:
@@ -138,8 +204,9 @@ def check_writable(folder: Path) -> None:
     """
     try:
         _make(folder)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=_WRITING):
-            pass
+        handle, temporary = _begin(folder)
+        temporary.unlink()
+        os.close(handle)
     except OSError as error:
         raise StoreError(
             f"cannot write in {folder}: {error.strerror}. Choose another folder, or make this one writable"
@@ -226,6 +293,19 @@ def _sync(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _link(temporary: Path, path: Path) -> None:
+    """Give a file another name, if nothing has that name."""
+    try:
+        path.hardlink_to(temporary)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            raise
+        with path.open(
+            "xb"
+        ) as stream:  # a file system without hard links: here a reader may find it empty for a moment
+            stream.write(temporary.read_bytes())
 
 
 def _waiting(path: Path) -> Path:

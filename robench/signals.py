@@ -50,3 +50,23 @@ def listening() -> Iterator[Asked]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def terminating() -> Iterator[None]:
+    """Inside, SIGTERM ends the process as Ctrl-C does, by an exception, so that what it holds is released.
+
+    For work of which what is under way is lost anyway: files are whole or not there, so any moment will do.
+    """
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

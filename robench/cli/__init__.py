@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import signal
 import traceback as tracebacks
 from collections.abc import Sequence
 
 import click
 
 from robench import __version__
+from robench.cli.compare import compare
 from robench.cli.evaluation import demo, diagnose, evaluate
-from robench.cli.record import list_, show
+from robench.cli.record import features, list_, show
 from robench.cli.report import plot, report, verify
 from robench.cli.training import sweep, train
 from robench.errors import RobenchError, StoppedError
 from robench.results import safe
+
+STOPPED = "stopped; what was finished is kept: the same command goes on"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -34,14 +38,17 @@ def cli(traceback: bool) -> None:
     """  # noqa: D301 (to click the escape means: keep these lines)
 
 
-for command in (train, evaluate, sweep, report, plot, verify, show, diagnose, list_, demo):
+for command in (train, evaluate, sweep, report, compare, plot, verify, show, diagnose, features, list_, demo):
     cli.add_command(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; errors a person can mend are one line and exit code 2."""
+    import os
     import sys
 
+    # threads that wait sleep instead of spinning: where others use the machine too, spinning costs many times the work
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     given = list(sys.argv[1:] if arguments is None else arguments)
     wants_traceback = "--traceback" in given
     given = [argument for argument in given if argument != "--traceback"]
@@ -52,8 +59,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         click.echo(error.ctx.get_help() if error.ctx else "", err=True)
         code = 2
     except click.exceptions.Abort:
-        click.echo("stopped; what was finished is kept: the same command goes on", err=True)
+        click.echo(STOPPED, err=True)
         code = 130
+    except SystemExit as error:
+        if error.code == 128 + signal.SIGTERM:
+            click.echo(STOPPED, err=True)
+        raise
     except StoppedError as error:
         click.echo(safe(str(error)), err=True)
         code = 128 + error.signal
