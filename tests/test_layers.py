@@ -32,7 +32,7 @@ LAYERS = (
             "smoothed",
             "unlabelled",
             "meter",
-            "weights",
+            "tensors",
             "part",
             "claim",
             "inputs",
