@@ -10,7 +10,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from robench import data, sharing, verdict
+from robench import data, exhibits, sharing, verdict
 from robench.attacks import attack_for, options_of
 from robench.checkpoint import Checkpoint
 from robench.data import Images, Split
@@ -139,9 +139,13 @@ class Engine:
     def run(self, jobs: Sequence[Job], store: Store) -> Iterator[tuple[Job, Result | Failure, bool]]:
         """Run what the store does not hold yet, part by part; other processes may do the same. See `robench.sharing`.
 
+        The classes of the images are stored beside the cells.
+
         Yields:
             The job, its record, and whether the record was there already.
         """
+        for dataset, count in sorted({(job.dataset, job.cell.count) for job in jobs}):
+            exhibits.put(labels_of(self.images(dataset, count)), store.folder)
         return sharing.run(self, jobs, store)
 
     def evaluate(self, job: Job) -> Result | Failure:
@@ -225,9 +229,7 @@ class Engine:
         """What a look at a model shows, once for all cells."""
         key = checkpoint.sha256, images.digest
         if key not in self._probes:
-            self._probes[key] = verdict.probe(
-                self.loaded(checkpoint), images.x(slice(verdict.PROBED)), images.y, images.classes, self.batch
-            )
+            self._probes[key] = verdict.probe(self.loaded(checkpoint), images.x(), images.y, images.classes, self.batch)
         return self._probes[key]
 
     def _craft(
@@ -346,6 +348,11 @@ def source_for(suite: Suite, role: str, dataset: str, candidates: Sequence[Check
     return min(fit, key=lambda each: (each.seed, each.name))
 
 
+def labels_of(images: Images) -> exhibits.Labels:
+    """The classes of images, for reports."""
+    return exhibits.Labels(images.digest, images.name, images.classes, " ".join(map(str, images.y.tolist())))
+
+
 def _settled(inference: Inference | None, checkpoint: Target, attack: Attack, *, transfer: bool) -> Inference | None:
     """How a checkpoint answers; an attack made for randomised models climbs through the augmentations."""
     if inference is None:
@@ -384,11 +391,20 @@ def check_fits(checkpoint: Target, images: Images) -> None:
     """Say before anything runs that a checkpoint cannot be evaluated on these images.
 
     Raises:
-        CheckpointError: naming what does not fit.
+        CheckpointError: if it is no classifier yet, or was trained for others.
     """
-    name = checkpoint.name
     if reason := checkpoint.unready:
         raise CheckpointError(reason)
+    check_shape(checkpoint, images)
+
+
+def check_shape(checkpoint: Target, images: Images) -> None:
+    """Refuse images of another shape or number of classes than those a checkpoint was trained for.
+
+    Raises:
+        CheckpointError: naming both.
+    """
+    name = checkpoint.name
     if (checkpoint.classes, checkpoint.shape) != (images.classes, images.shape):
         theirs = f"{checkpoint.classes} classes of {'x'.join(map(str, checkpoint.shape))} images"
         ours = f"{images.classes} classes of {'x'.join(map(str, images.shape))} images"

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from robench import weights
+from robench import tensors
 from robench.errors import CheckpointError
 from robench.registry import MODELS
 
@@ -32,7 +32,7 @@ FAMILIES = (
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file by name, by `weights.read_file`, which runs no code in it.
+    """The tensors of a file by name, by `tensors.read_file`, which runs no code in it.
 
     Raises:
         CheckpointError: if it is absent, a web page, a whole model, would run code, or holds no weights.
@@ -52,7 +52,7 @@ def read(path: Path) -> dict[str, Tensor]:
         with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
             if any(name.endswith("/constants.pkl") for name in archive.namelist()):
                 raise CheckpointError(f"{path.name} is TorchScript, a whole model: --model torchscript:{path.name}")
-    return weights.read_file(path)
+    return tensors.read_file(path)
 
 
 def fit(network: nn.Module, stored: Mapping[str, Tensor], what: str) -> str:

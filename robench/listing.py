@@ -6,7 +6,7 @@ from pathlib import Path
 
 from robench import recipe, registry
 from robench.part import held, unfinished
-from robench.results import Failure, Store, named
+from robench.results import Failure, Store, named, safe
 from robench.suite import SUITES
 
 _KINDS = (
@@ -57,7 +57,9 @@ def listing(what: str, results: Path) -> tuple[list[str], list[list[str]]]:
             done = f"unfinished: {held(parts)} images"
             name = named(first.subject, cell.inference)
             rows.append([cell.key[:12], name, source, cell.attack, str(cell.threat), str(cell.count), done])
-        return ["cell", "checkpoint", "source", "attack", "threat", "n", "robust %"], rows
+        return ["cell", "checkpoint", "source", "attack", "threat", "n", "robust %"], [
+            list(map(safe, row)) for row in rows
+        ]
     table = {kind.kind + "s": kind for kind in _KINDS}[what]
     facts = list(dict.fromkeys(fact for entry in table.rows.values() for fact in entry.facts))
     rows = [

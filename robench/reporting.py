@@ -232,6 +232,11 @@ def diagnosis_table(record: Diagnosis) -> Table:
         f"On the {record.correct} of {record.count} images the model gets right; seed {record.seed}.",
         "suspect: look closer, stronger attacks may find more; fail: the robust accuracy is unreliable.",
         "Passing every indicator does not prove robustness; adaptive attacks are still needed.",
+        *(
+            [f"Failed: {', '.join(record.failed)}; independent signs: {', '.join(record.kinds)}."]
+            if record.failed
+            else []
+        ),
     )
     head = ("id", "indicator", "measured", "verdict", "seen", "fires when")
     return Table(f"Diagnosis of {safe(record.name)} at {record.threat}", (head,), rows, notes)

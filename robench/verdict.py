@@ -21,12 +21,14 @@ from robench.geometry import exact_norm, inside, per_image
 from robench.inputs import check_images
 from robench.losses import cross_entropy, log_odds
 from robench.noise import ImageGenerator, seed_of
+from robench.outputs import STILL, Unrest, suspicious, unrest
 from robench.part import mean_note
 from robench.protocols import Attack, Classifier
 from robench.results import FLAG
 
 PASSES = 20  # over which a model that answers differently each time is judged
 PROBED = 128  # images a probe looks at
+LOOKS = 5  # passes over them in which answers must not change
 
 
 @dataclass(frozen=True)
@@ -81,11 +83,13 @@ class Probe:
         randomised: whether it answers differently each time.
         notes: what makes its numbers mean less than they seem to.
         findings: the same, each with the indicator of `indicators` it belongs to, or an empty one.
+        unrest: how its answers to the same images differ.
     """
 
     randomised: bool
     notes: tuple[str, ...]
     findings: tuple[tuple[str, str], ...] = ()
+    unrest: Unrest = STILL
 
 
 def evaluate(
@@ -136,6 +140,8 @@ def evaluate(
 def probe(model: nn.Module, x: Tensor, y: Tensor, classes: int, batch: int = 500) -> Probe:
     """Look at a model on a few images: randomness, probabilities, zero gradients, neighbours.
 
+    Randomness is looked for on the first and the last of the images, since a model may count those it has seen.
+
     Args:
         model: frozen, in eval mode.
         x: clean images, (n, ...).
@@ -149,26 +155,23 @@ def probe(model: nn.Module, x: Tensor, y: Tensor, classes: int, batch: int = 500
     Source: the flags of Croce & Hein's AutoAttack and the indicators of Pintor et al. 2022, with thresholds of our own.
     """
     door = Door(model, classes, batch)
-    x, y = x[:PROBED], y[:PROBED]
+    last, x, y = x[-PROBED:], x[:PROBED], y[:PROBED]
     with torch.no_grad():
         logits = _first_pass(door, x)
-        scaled = logits / logits.norm(dim=1, keepdim=True).clamp_min(1e-12)
-        again = [door(x) for _ in range(2)]
+        answers = [[logits, *(door(x) for _ in range(LOOKS - 1))], [door(last) for _ in range(LOOKS)]]
         others = [door(x[:16]), door(x.flip(0))[-16:].flip(0)] if len(x) > 1 else []
-    moved = max((scaled - each / each.norm(dim=1, keepdim=True).clamp_min(1e-12)).abs().max().item() for each in again)
-    if moved > 1e-4:
+    either = [unrest(passes) for passes in answers]
+    seen = Unrest(max(e.moved for e in either), max(e.verdicts for e in either), any(e.bits for e in either))
+    if seen.randomised:
         said = "the model answers differently each time"
-        return Probe(True, (said,), (("G13", said),))
+        return Probe(True, (said,), (("G13", said),), seen)
     found: list[tuple[str, str]] = []
     reach = logits.abs().amax().item()
     if any((each - logits[:16]).abs().max().item() > 1e-3 * reach for each in others):
         found.append(("", "an image's logits depend on the other images of its batch"))
-    sums = logits.sum(1)
-    level = sums[0] if len(x) > 1 else torch.ones_like(sums[0])
-    if logits.min() >= -1e-3 * reach and (sums - level).abs().max() <= 2e-3 * level.abs() and reach > 0:
-        found.append(("G15", "the model returns probabilities where logits are expected, which can hide gradients"))
+    found += [("G15", text)] if (text := suspicious(logits)) else []
     found += _gradients(door, x, y)
-    return Probe(False, tuple(dict.fromkeys(f"{FLAG}{text}" for _, text in found)), tuple(found))
+    return Probe(False, tuple(dict.fromkeys(f"{FLAG}{text}" for _, text in found)), tuple(found), seen)
 
 
 def _first_pass(door: Door, x: Tensor) -> Tensor:

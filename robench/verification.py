@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from robench import diagnosis, files
+from robench import diagnosis, exhibits, files
 from robench.errors import RobenchError, StoreError
 from robench.part import Part, held, unfinished
 from robench.reporting import Table, apart, images_of
@@ -72,6 +72,7 @@ def verify(folder: Path, checkpoints: Path | None = None) -> tuple[list[Check], 
         Check("the grid is complete", len(results), said=tuple(absent(results))),
         _unfinished(folder),
         _diagnoses(folder),
+        _exhibits(folder, results),
         _leftovers(folder),
     ]
     if checkpoints is not None:
@@ -229,6 +230,29 @@ def _diagnoses(folder: Path) -> Check:
         return Check("diagnoses", 0, (str(error),))
     said = tuple(f"{each.name} at {each.threat}: {', '.join(each.failed)} failed" for each in found if each.failed)
     return Check("diagnoses", len(found), said=said)
+
+
+def _exhibits(folder: Path, results: Sequence[Result]) -> Check:
+    """Labels, pictures and features beside the cells: whether they can be read, and fit some cell."""
+    try:
+        found = exhibits.load(folder)
+    except StoreError as error:
+        return Check("labels, pictures, features", 0, (str(error),))
+    counts = {r.cell.data: r.cell.count for r in results}
+    cells = {r.cell.key: r for r in results}
+    wrong = [
+        f"{each.dataset}: {len(each.each)} labels for the {counts[each.data]} images {each.data[:8]}"
+        for each in found.labels
+        if counts.get(each.data, len(each.each)) != len(each.each)
+    ]
+    for each in found.pictures:
+        if (cell := cells.get(each.cell)) is not None:
+            numbers = [e.number for e in each.examples if e.number >= cell.cell.count or not cell.clean[e.number]]
+            numbers += [e.number for e in each.examples if e.number < cell.cell.count and cell.robust[e.number]]
+            wrong += [f"pictures of {each.cell}: image {number} is not broken there" for number in numbers]
+    said = [f"pictures of {each.cell}, which is not here" for each in found.pictures if each.cell not in cells]
+    looked = len(found.labels) + len(found.pictures) + len(found.embeddings)
+    return Check("labels, pictures, features", looked, tuple(wrong), tuple(said))
 
 
 def _leftovers(folder: Path) -> Check:

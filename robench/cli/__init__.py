@@ -14,7 +14,7 @@ from robench.cli.compare import compare
 from robench.cli.environment import completion, doctor
 from robench.cli.evaluation import demo, diagnose, evaluate
 from robench.cli.exporting import export
-from robench.cli.record import list_, show
+from robench.cli.record import features, list_, show
 from robench.cli.report import plot, report, verify
 from robench.cli.training import sweep, train
 from robench.errors import RobenchError, StoppedError
@@ -51,6 +51,7 @@ for command in (
     verify,
     show,
     diagnose,
+    features,
     list_,
     demo,
     export,

@@ -204,6 +204,7 @@ def _document(told: Sequence[tuple[Result | Failure, bool]], judged: Sequence[Ju
 @click.option("--source", "sources", multiple=True, metavar="CHECKPOINT", help="A surrogate for transfer. May repeat.")
 @click.option("--count", type=click.IntRange(min=1), help="The first COUNT test images; 256 by default, if there are.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
+@click.option("--corners", type=click.IntRange(min=1), default=200, show_default=True, help="Random corners G16 tries.")
 @click.option("--format", "form", type=Choice(["terminal", "markdown"]), default="terminal", show_default=True)
 @click.option("--dataset", help="For --model: whose test images; cifar10 unless named.")
 @outside
@@ -215,6 +216,7 @@ def diagnose(
     sources: Sequence[str],
     count: int | None,
     seed: int,
+    corners: int,
     form: str,
     dataset: str | None,
     outside: Outside,
@@ -244,7 +246,7 @@ def diagnose(
     target: Target | None = outside.opened(engine, dataset)
     if target is None:
         target = open_checkpoint(checkpoint or "", where.checkpoints)
-    made = diagnosed(engine, target, threat=threat, sources=others, count=count, seed=seed)
+    made = diagnosed(engine, target, threat=threat, sources=others, count=count, seed=seed, corners=corners)
     from robench.reporting import diagnosis_table
 
     path = diagnosis.put(made, results)

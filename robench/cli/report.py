@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from robench.suite import SUITES
 
 if TYPE_CHECKING:
     from robench.diagnosis import Diagnosis
+    from robench.exhibits import Exhibits
     from robench.reference import Reference
     from robench.reporting import Table
     from robench.results import Failure, Result
@@ -31,11 +33,11 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--table",
-    type=Choice(["all", "white-box", "transfer", "union", "cells", "cost", *SUITES]),
+    type=Choice(["all", "white-box", "transfer", "union", "cells", "cost", "classes", *SUITES]),
     default="all",
     show_default=True,
-    help="A suite's table has ours beside the published; union: what attacks leave together, and what each adds. CSV holds "
-    "one table: `cells` (a row per result) unless named.",
+    help="A suite's table has ours beside the published; union: what attacks leave together, and what each adds; "
+    "classes: the class that is worst off. CSV holds one table: `cells` (a row per result) unless named.",
 )
 @click.option(
     "--intervals/--no-intervals",
@@ -92,14 +94,15 @@ def report(
         remember(results, out, options)
 
 
-@click.command(short_help="Draw results/: curves, transfer, union, cost.")
+@click.command(short_help="Draw results/: curves, transfer, union, cost, classes, images.")
 @click.option(
     "--kind",
-    type=Choice(["curves", "transfer", "union", "pareto", "training"]),
+    type=Choice(["curves", "transfer", "union", "pareto", "training", "classes", "examples", "features"]),
     default="curves",
     show_default=True,
     help="Accuracy against eps; transfer matrices; which attacks broke which images; seconds against accuracy left; what "
-    "each run in --checkpoints logged.",
+    "each run in --checkpoints logged; accuracy by class; adversarial images of robench show --keep; t-SNE of robench "
+    "features.",
 )
 @click.option("--dataset", help="Only results on this data set.")
 @results_option
@@ -116,7 +119,7 @@ def plot(kind: str, dataset: str | None, results: Path, checkpoints: Path, out: 
 
     Results on other images, or by another seed, are other figures, one below the other.
     """
-    from robench import diagnosis
+    from robench import diagnosis, exhibits, gallery
     from robench.figures import figures, training
     from robench.files import write
     from robench.rendering.drawing import FORMATS, draw
@@ -124,7 +127,10 @@ def plot(kind: str, dataset: str | None, results: Path, checkpoints: Path, out: 
     form = out.suffix[1:].lower()
     if form not in FORMATS:
         raise UsageError(f"--out {out}: the name must end in {', '.join(f'.{each}' for each in FORMATS)}")
-    if kind != "training":
+    if kind in gallery.KINDS:
+        there = [] if kind == "features" else stored(results, dataset)
+        drawn = gallery.figures(there, exhibits.load(results), kind, diagnosis.records(results), dataset)
+    elif kind != "training":
         drawn = figures(stored(results, dataset), kind, diagnosis.records(results))
     elif dataset:
         raise UsageError("--dataset is for what is drawn from results; --kind training draws the runs in --checkpoints")
@@ -183,9 +189,14 @@ def print_report(records: Sequence[Result | Failure], asked: Asked, out: Path | 
 
 
 def _render(
-    made: Sequence[Table], records: Sequence[Result | Failure], asked: Asked, diagnoses: Sequence[Diagnosis]
+    made: Sequence[Table],
+    records: Sequence[Result | Failure],
+    asked: Asked,
+    diagnoses: Sequence[Diagnosis],
+    shown: Exhibits,
 ) -> str:
     """Tables in a format for files; HTML has the figures of the records too, and the training curves of runs."""
+    from robench import gallery
     from robench.figures import figures, training
     from robench.rendering.html import html
     from robench.rendering.json import json
@@ -197,17 +208,19 @@ def _render(
     if asked.form == "json":
         return json(made, records)
     if asked.form == "html":
-        runs = training(asked.checkpoints) if asked.checkpoints else []
-        return html(made, figures(records, diagnoses=diagnoses) + runs)
+        drawn = figures(records, diagnoses=diagnoses) + (training(asked.checkpoints) if asked.checkpoints else [])
+        datasets = {record.subject.dataset for record in records}
+        kept = replace(shown, embeddings=tuple(e for e in shown.embeddings if e.subject.dataset in datasets))
+        return html(made, drawn + gallery.figures(records, kept, diagnoses=diagnoses))
     return markdown(made)
 
 
 def _text(records: Sequence[Result | Failure], asked: Asked, *, file: bool, results: Path) -> str:
     """What a report says, as text."""
-    from robench import diagnosis, reference, terminal
+    from robench import diagnosis, exhibits, reference, terminal
     from robench.rendering.csv import csv
 
-    diagnoses = diagnosis.records(results)
+    diagnoses, shown = diagnosis.records(results), exhibits.load(results)
     if asked.form == "csv" and asked.table in ("all", "cells"):
         if asked.reference:
             raise UsageError("--reference needs --table white-box or a suite's in CSV, where all means cells")
@@ -219,9 +232,11 @@ def _text(records: Sequence[Result | Failure], asked: Asked, *, file: bool, resu
     if references and not any(each.dataset in datasets for each in references):
         raise UsageError(f"--reference {asked.reference}: none of its figures is on {', '.join(datasets)}")
     if asked.form == "csv":
-        return _csv(records, asked, diagnoses, references)
-    made = _tables(records, asked, diagnoses, references)
-    return terminal.text(made, file=file) if asked.form == "terminal" else _render(made, records, asked, diagnoses)
+        return _csv(records, asked, diagnoses, references, shown)
+    made = _tables(records, asked, diagnoses, references, shown)
+    if asked.form == "terminal":
+        return terminal.text(made, file=file)
+    return _render(made, records, asked, diagnoses, shown)
 
 
 def _tables(
@@ -229,18 +244,24 @@ def _tables(
     asked: Asked,
     diagnoses: Sequence[Diagnosis],
     references: Sequence[Reference],
+    shown: Exhibits,
 ) -> list[Table]:
-    from robench import comparison, cost, reporting, union
+    from robench import comparison, cost, perclass, reporting, union
 
     if asked.table == "cost":
         return cost.tables(records, cost.trained(asked.checkpoints or Path("checkpoints")), diagnoses, asked.spelled)
+    if asked.table == "classes":
+        return perclass.tables(records, shown.labels, diagnoses, asked.spelled)
     if asked.table == "union":
         return union.tables(records, diagnoses, asked.spelled)
     if asked.table in SUITES:
         return comparison.tables(
             records, SUITES[asked.table], diagnoses=diagnoses, intervals=asked.spelled, references=references
         )
-    return reporting.tables(records, asked.table, diagnoses, asked.spelled, references)
+    made = reporting.tables(records, asked.table, diagnoses, asked.spelled, references)
+    if asked.form == "html" and asked.table == "all" and perclass.known(records, shown.labels):
+        made += perclass.tables(records, shown.labels, diagnoses, asked.spelled)
+    return made
 
 
 def _csv(
@@ -248,12 +269,15 @@ def _csv(
     asked: Asked,
     diagnoses: Sequence[Diagnosis],
     references: Sequence[Reference],
+    shown: Exhibits,
 ) -> str:
-    from robench import comparison, cost, union
+    from robench import comparison, cost, perclass, union
     from robench.rendering.csv import csv
 
     if asked.table == "cost":
         return cost.csv(records, cost.trained(asked.checkpoints or Path("checkpoints")), diagnoses)
+    if asked.table == "classes":
+        return perclass.csv(records, shown.labels, diagnoses)
     if asked.table == "union":
         return union.csv(records, diagnoses)
     if asked.table in SUITES:

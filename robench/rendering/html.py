@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from html import escape
 
 from robench import __version__
-from robench.figures import Figure
-from robench.rendering.drawing import DARK_INK, DARK_PAPER, INK, PAPER, inline
+from robench.panels import Figure
+from robench.rendering.axes import DARK_INK, DARK_PAPER, INK, PAPER
+from robench.rendering.drawing import inline, narrow
 from robench.rendering.latex import spans
 from robench.reporting import Table
 from robench.results import FLAG
@@ -25,10 +26,16 @@ body {{ margin: 0 auto; padding: 1.2rem; max-width: 84rem; background: var(--pap
   font: 16px/1.5 system-ui, "DejaVu Sans", sans-serif }}
 h1 {{ font-size: 1.5rem; margin: 0 0 .3rem }}
 h2 {{ font-size: 1.12rem; margin: 0 0 .5rem; overflow-wrap: anywhere }}
-nav ul {{ padding-left: 1.2rem }}
+nav ul {{ padding-left: 1.2rem; columns: 30rem; font-size: .86rem }}
+nav li {{ break-inside: avoid }}
 a {{ color: var(--link); overflow-wrap: anywhere }}
 section {{ margin: 2.2rem 0 }}
-.scroll {{ overflow-x: auto; max-width: 100% }}
+/* a shadow at an edge behind which there is more: the paper that covers it scrolls along */
+.scroll {{ overflow-x: auto; max-width: 100%; background:
+  linear-gradient(to right, var(--paper) 40%, transparent) left / 2.4rem 100% no-repeat local,
+  linear-gradient(to left, var(--paper) 40%, transparent) right / 2.4rem 100% no-repeat local,
+  linear-gradient(to right, var(--line), transparent) left / .9rem 100% no-repeat scroll,
+  linear-gradient(to left, var(--line), transparent) right / .9rem 100% no-repeat scroll }}
 :focus-visible {{ outline: 2px solid var(--link); outline-offset: 1px }}
 table {{ border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums;
   border-top: 2px solid var(--ink); border-bottom: 2px solid var(--ink) }}
@@ -45,14 +52,20 @@ thead button:hover, tbody tr:hover > * {{ background: var(--band) }}
 th:first-child, td:first-child {{ text-align: left }}
 tbody th {{ font-weight: 400; position: sticky; left: 0; background: var(--paper); max-width: 40vw; overflow: hidden;
   text-overflow: ellipsis }}
-tbody .group th {{ font-style: italic; color: var(--soft); padding-top: .6rem; max-width: none }}
+tbody .group th {{ font-style: italic; color: var(--soft); padding-top: .6rem; max-width: none; background: none }}
 td.wide {{ white-space: normal; text-align: left; min-width: 16rem; overflow-wrap: anywhere }}
 .bold {{ font-weight: 700 }}
 .notes {{ font-size: .86rem; color: var(--soft); margin: .6rem 0; padding-left: 1.1rem; overflow-wrap: anywhere }}
 .notes .flag {{ color: var(--ink); font-weight: 600 }}
 figure {{ margin: 0 }}
 figure svg {{ max-width: 100%; height: auto; color: var(--ink); display: block; margin: auto }}
-figure.whole svg {{ width: 100%; min-width: 34rem }}
+figure.whole .broad svg {{ width: 100% }}
+.slim {{ display: none }}
+.slim svg {{ width: 34rem }}
+@media screen and (max-width: 46rem) {{
+  .broad {{ display: none }} .slim {{ display: block }}
+  th.span {{ text-align: left }} /* or they are out of sight */
+}}
 figure.half svg {{ width: 34rem }}
 figcaption {{ font-size: .86rem; color: var(--soft); overflow-wrap: anywhere }}
 footer {{ font-size: .8rem; color: var(--soft) }}
@@ -60,7 +73,7 @@ footer {{ font-size: .8rem; color: var(--soft) }}
   :root {{ --paper: #fff; --ink: #000; --soft: #333; --line: #999; --band: #fff; --link: #000; color-scheme: light }}
   body {{ font-size: 9pt; max-width: none; padding: 0 }}
   nav, thead button::after {{ display: none }}
-  .scroll {{ overflow: visible }}
+  .scroll {{ overflow: visible; background: none }}
   table {{ font-size: 7pt }} th, td, thead button {{ padding: .1rem .25rem; white-space: normal }}
   section {{ break-inside: avoid }}
 }}
@@ -125,7 +138,8 @@ def html(made: Sequence[Table], drawn: Sequence[Figure] = (), title: str = "robe
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="referrer" content="no-referrer">\n<link rel="icon" href="data:,">\n'
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<header><h1>{escape(title)}</h1></header>\n"
-        f'<nav aria-label="Contents"><ul>{links}</ul></nav>\n<main>\n{body}</main>\n'
+        f'<nav aria-label="Contents"><details open><summary>Contents</summary><ul>{links}</ul></details></nav>\n'
+        f"<main>\n{body}</main>\n"
         f"<footer>robench {escape(__version__)}. Click a head to sort by it.</footer>\n"
         f"<script>{SCRIPT}</script>\n</body>\n</html>\n"
     )
@@ -186,8 +200,11 @@ def _cell(text: str, place: int, bold: bool) -> str:
 
 
 def _figure(figure: Figure, number: int) -> str:
-    width = "half" if len(figure.panels) == 1 else "whole"
+    width = "half" if narrow(figure) else "whole"
     drawn = inline(figure, f"f{number}-")
+    if width == "whole":
+        slim = inline(figure, f"s{number}-", slim=True)
+        drawn = f'<div class="broad">{drawn}</div><div class="slim">{slim}</div>'
     return (
         f'<figure class="{width}"><div class="scroll" tabindex="0" role="region" aria-label="{escape(figure.title)}">'
         f"{drawn}</div>\n<figcaption>{escape(figure.caption)}</figcaption></figure>\n"
