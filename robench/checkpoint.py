@@ -18,7 +18,9 @@ from robench.errors import CheckpointError, RobenchError
 from robench.methods import method_for
 from robench.models import Nets, build_nets
 from robench.recipe import Recipe
+from robench.results import Subject
 from robench.spec import build, digest, plain
+from robench.threat import ThreatModel
 
 FORMAT = 2  # from which on the JSON has a digest of its own
 
@@ -63,6 +65,47 @@ class Checkpoint:
         default = "best" if (self.folder / "best.json").is_file() else "last"
         name = self.folder.resolve().name
         return name if self.kind == default else f"{name}@{self.kind}"
+
+    @property
+    def dataset(self) -> str:
+        """What it was trained on."""
+        return self.recipe.dataset
+
+    @property
+    def threat(self) -> ThreatModel | None:
+        """What it was trained against, if anything."""
+        return self.recipe.threat
+
+    @property
+    def black_box(self) -> bool:
+        """Never: its gradients are there."""
+        return False
+
+    @property
+    def unready(self) -> str:
+        """Why it is no classifier yet, and what to do; nothing when it is one."""
+        recipe = self.recipe
+        again = f"robench train {recipe.name} --resume --out {self.folder}"
+        if self.stages < len(recipe.stage):
+            return f"{self.name} is not finished ({self.stages} of {len(recipe.stage)} stages): {again}"
+        marker, end, state = (self.folder / name for name in ("run.json", "last.json", "state.pt"))
+        if marker.exists() and (state.exists() or not end.exists()):
+            return f"{self.name} is not finished: {again}"
+        if "head" not in nets_after(recipe, self.stages, self.classes, self.shape).parts:
+            return f"{self.name} is an encoder without a head: robench train linear --encoder {self.folder}"
+        return ""
+
+    def subject(self, dataset: str) -> Subject:
+        """What tables need to know of it."""
+        return Subject(
+            name=self.name,
+            recipe=self.recipe.name,
+            group=self.recipe.group,
+            threat=self.recipe.threat,
+            seed=self.seed,
+            dataset=dataset,
+            sha256=self.sha256,
+        )
 
     def load(self, device: torch.device | str = "cpu") -> Nets:
         """The networks with these weights, in eval mode.

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from robench.checkpoint import Checkpoint
-from robench.protocols import Attack
+from robench.protocols import Attack, Target
 from robench.results import Cell, Subject, column, named
 
 
@@ -14,7 +13,7 @@ from robench.results import Cell, Subject, column, named
 class Source:
     """What images are crafted on for a transfer: a checkpoint, or several as one ensemble."""
 
-    members: tuple[Checkpoint, ...]
+    members: tuple[Target, ...]
 
     @property
     def name(self) -> str:
@@ -32,7 +31,7 @@ class Job:
     """A cell and what is needed to run it."""
 
     cell: Cell
-    checkpoint: Checkpoint
+    checkpoint: Target
     source: Source | None
     attack: Attack
     dataset: str
@@ -48,14 +47,14 @@ class Job:
         """What to call it."""
         cell, via = self.cell, f" from {self.source.name}" if self.source else ""
         return (
-            f"{named(subject(self.checkpoint, self.dataset), cell.inference)}{via}: {column(cell.attack, cell.threat)}"
+            f"{named(self.checkpoint.subject(self.dataset), cell.inference)}{via}: {column(cell.attack, cell.threat)}"
         )
 
     @property
     def subjects(self) -> tuple[Subject, Subject | None]:
         """What tables need to know of the checkpoint, and of what images are crafted on."""
         made = source_subject(self.source, self.dataset) if self.source else None
-        return subject(self.checkpoint, self.dataset), made
+        return self.checkpoint.subject(self.dataset), made
 
     @property
     def divisible(self) -> bool:
@@ -81,27 +80,15 @@ class Job:
         return [f"on {self.source.name}: {note}" if self.source else note for note in notes]
 
 
-def subject(checkpoint: Checkpoint, dataset: str) -> Subject:
-    """What tables need to know of a checkpoint."""
-    recipe = checkpoint.recipe
-    return Subject(
-        name=checkpoint.name,
-        recipe=recipe.name,
-        group=recipe.group,
-        threat=recipe.threat,
-        seed=checkpoint.seed,
-        dataset=dataset,
-        sha256=checkpoint.sha256,
-    )
-
-
 def source_subject(source: Source, dataset: str) -> Subject:
     """What tables need to know of what images were crafted on."""
-    first = subject(source.members[0], dataset)
+    first = source.members[0].subject(dataset)
     if len(source.members) == 1:
         return first
-    recipe = "+".join(sorted(member.recipe.name for member in source.members))
-    return replace(first, name=source.name, recipe=recipe, group="ensemble", threat=None, sha256=source.sha256)
+    recipe = "+".join(sorted(member.subject(dataset).recipe for member in source.members))
+    return replace(
+        first, name=source.name, recipe=recipe, group="ensemble", threat=None, sha256=source.sha256, origin={}
+    )
 
 
 def in_order(jobs: Sequence[Job]) -> list[Job]:

@@ -73,11 +73,12 @@ class Subject:
     Attributes:
         name: of the run.
         recipe: the recipe's name.
-        group: `supervised` or `self-supervised`.
+        group: `supervised`, `self-supervised`, or `outside` for a classifier that robench did not train.
         threat: what it was trained against, if anything.
         seed: of its training.
         dataset: the data set it is evaluated on.
         sha256: of its weights.
+        origin: of a classifier from elsewhere: the text that names it, its file of weights, how it normalises.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Subject:
     seed: int
     dataset: str
     sha256: str
+    origin: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -234,6 +236,9 @@ def _sealed(record: Result | Failure) -> dict[str, Any]:
 def plain_record(record: Any) -> dict[str, Any]:
     """A dataclass with a field `cell` as a table, the cell as it is digested."""
     table: Any = plain(record)
+    for subject in filter(None, (table.get("subject"), table.get("source"))):
+        if not subject["origin"]:  # ours are written as they were before there were others
+            del subject["origin"]
     return {**table, "cell": _table(record.cell)}
 
 

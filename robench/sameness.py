@@ -109,8 +109,9 @@ def images_of(result: Result | Failure) -> tuple[str, str, int, int]:
 
 
 def ordered(subjects: Iterable[Subject]) -> list[Subject]:
-    """Supervised first; within a group those without a threat first, then by name."""
-    return sorted(subjects, key=lambda s: (s.group != "supervised", s.threat is not None, s.name, s.sha256))
+    """Supervised first, ours before those from outside; within a group those without a threat first, then by name."""
+    place = {"supervised": 0, "outside": 2}
+    return sorted(subjects, key=lambda s: (place.get(s.group, 1), s.threat is not None, s.name, s.sha256))
 
 
 def rank(attack: str) -> int:

@@ -225,6 +225,7 @@ def _run_stage(
             row |= probe(nets, few.take(slice(8 * len(held))) if run.steps else few, held)
         keeper.account(taken)
         state.log.append(row)
+        run.track(row)
         reached = _reached(run, kept, state, row)
         score = row.get(f"validation {method.select}", None)
         if score is not None and score > state.best:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from robench.cli.option import Choice, Threat, Where, compute, results_option
+from robench.cli import naming
+from robench.cli.option import Choice, Threat, Where, compute, results_option, track_option
 from robench.cli.telling import finish, show_tables, tell
 from robench.spec import assignment
 from robench.threat import ThreatModel
@@ -22,13 +24,13 @@ SMOKE_BATCH = 16
 
 
 @click.command(short_help="Train a recipe: recipe -> checkpoints/")
-@click.argument("recipe")
+@click.argument("recipe", shell_complete=naming.recipes)
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a recipe value: stage.0.epochs=2")
-@click.option("--dataset", help="Train on another data set: robench list datasets")
+@click.option("--dataset", help="Train on another data set: robench list datasets", shell_complete=naming.datasets)
 @click.option(
     "--resize", type=click.IntRange(min=1), metavar="N", help="Make the images NxN, as an encoder wants them."
 )
-@click.option("--model", help="Train another encoder: robench list models")
+@click.option("--model", help="Train another encoder: robench list models", shell_complete=naming.encoders)
 @click.option("--encoder", metavar="CHECKPOINT", help="Start from the encoder of a trained checkpoint.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
 @compute
@@ -39,6 +41,7 @@ SMOKE_BATCH = 16
     show_default=True,
     help="Go on with what an interrupted run has left, or begin again without it.",
 )
+@track_option
 @click.option(
     "--smoke", is_flag=True, help=f"{SMOKE_STEPS} steps of {SMOKE_BATCH} images a stage, and what a full run takes."
 )
@@ -53,6 +56,7 @@ def train(
     where: Where,
     out: Path | None,
     resume: bool,
+    trackers: Sequence[str],
     smoke: bool,
 ) -> None:
     """Train a RECIPE: a name from `robench list recipes`, or the path of a TOML file.
@@ -79,7 +83,10 @@ def train(
     from robench.protocols import Progress
     from robench.run import Run
     from robench.signals import listening
+    from robench.spec import plain
+    from robench.trackers import flat, trackers_for, tracking
 
+    kept = trackers_for(trackers)
     run = Run(
         recipe=training.smoke(wanted, SMOKE_BATCH) if smoke else wanted,
         folder=folder,
@@ -93,13 +100,14 @@ def train(
     say(f"{wanted.name}: {stages}, {wanted.model} on {wanted.dataset}, seed {seed}, {run.device} -> {folder}")
     _tell_start(run, resume)
     latest: dict[str, Progress] = {}
-    with watched() as monitor, listening() as asked:
+    told = tracking(kept, folder.name, folder, flat(plain(run.recipe)))
+    with watched() as monitor, listening() as asked, told as rows:
 
         def both(progress: Progress) -> None:
             latest[progress.task] = progress
             monitor(progress)
 
-        made = training.train(run, resume=resume, monitor=both, asked=asked)
+        made = training.train(replace(run, track=rows), resume=resume, monitor=both, asked=asked)
     if smoke:
         times = [progress.values[training.FULL] for progress in latest.values()]
         say(f"a full run would take here about {' + '.join(times)}; this one was {SMOKE_STEPS} small steps a stage")
@@ -124,7 +132,7 @@ def _tell_start(run: Run, resume: bool) -> None:
 
 
 @click.command(short_help="Train and attack a grid of recipes: one table of settings")
-@click.argument("recipe")
+@click.argument("recipe", shell_complete=naming.recipes)
 @click.option(
     "--set",
     "settings",

@@ -11,7 +11,7 @@ from robench.errors import UsageError
 from robench.registry import MODELS
 
 # mean and standard deviation of the training pixels, for recipes that normalise; a data set not here uses 0.5 and 0.5
-_STATISTICS: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+STATISTICS: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 }
@@ -98,6 +98,6 @@ def build_nets(model: str, shape: tuple[int, int, int], dataset: str, normalise:
     if not isinstance(getattr(encoder, "features", None), int):
         raise UsageError(f"model {model!r}: its encoder needs an attribute `features`, the width of what it returns")
     half = (0.5,) * shape[0]
-    mean, std = _STATISTICS.get(dataset.partition("@")[0], (half, half))
+    mean, std = STATISTICS.get(dataset.partition("@")[0], (half, half))
     nets = Nets(encoder, Normalise(mean, std) if normalise else nn.Identity())
     return nets.to(memory_format=torch.channels_last)
