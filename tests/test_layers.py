@@ -24,7 +24,19 @@ LAYERS = (
     ("files", "spec", "registry", "provenance", "protocols"),
     (
         *("noise", "geometry", "losses", "door", "augment", "data", "models", "recipe", "results", "optimiser"),
-        *("convex", "probe", "suite", "inference", "smoothed", "unlabelled", "meter"),
+        *(
+            "convex",
+            "probe",
+            "suite",
+            "inference",
+            "smoothed",
+            "unlabelled",
+            "meter",
+            "twin",
+            "arithmetic",
+            "average",
+            "stepping",
+        ),
     ),
     (
         "attacks",
