@@ -35,7 +35,7 @@ from robench.protocols import Batch, Moment
 from robench.recipe import Augment, Recipe
 from robench.stepping import Stepper
 
-PARTS = ("steps", "levers", "augment", "pipeline")
+PARTS = ("steps", "levers", "augment", "pipeline", "wall")
 RECIPES = {"pgd-at": "PGD-AT-10 step", "trades": "TRADES-10 step", "rocl": "RoCL step"}
 
 
@@ -199,6 +199,43 @@ def pipeline(arguments: argparse.Namespace, images: Images) -> list[measure.Row]
     return rows
 
 
+def wall(arguments: argparse.Namespace, images: Images) -> list[measure.Row]:
+    """What is left: how much of a step are convolutions, and what the machine makes of one in either precision."""
+    shape, width = (64, 32, 32), 64
+    layers: dict[str, Callable[[], Any]] = {}
+    for kind in (torch.float32, torch.bfloat16):
+        x = torch.randn(16, *shape, dtype=kind).to(memory_format=torch.channels_last)
+        weight = torch.randn(width, width, 3, 3, dtype=kind).to(memory_format=torch.channels_last)
+        layers[str(kind)] = lambda x=x, weight=weight: torch.nn.functional.conv2d(x, weight, padding=1)  # type: ignore[misc]
+    found = measure.timed(layers, max(arguments.repeats, 9))
+    work = 2 * 16 * 32 * 32 * width * width * 9 / 1e9
+    rate = ", ".join(f"{work / sorted(times)[len(times) // 2]:.0f} GFLOP/s" for times in found.values())
+    rows = [
+        measure.row(
+            "bfloat16 convolution",
+            "float32",
+            found["torch.bfloat16"],
+            found["torch.float32"],
+            f"float32, bfloat16: {rate}",
+        )
+    ]
+    for name, title in RECIPES.items():
+        wanted = recipe.load(name)
+        step = ours(wanted, arguments.width, batch_of(wanted, images, torch.arange(arguments.batch)))
+        step()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+            step()
+        times = {event.key: event.self_cpu_time_total / 1e6 for event in seen.key_averages()}
+        hard = sum(time for key, time in times.items() if "convolution" in key or key in ("aten::addmm", "aten::mm"))
+        share = hard / sum(times.values())
+        rows.append(
+            measure.Row(
+                f"convolutions of a {title}", "the step", hard, sum(times.values()), note=f"{100 * share:.0f} % of it"
+            )
+        )
+    return rows
+
+
 def main() -> int:
     """Measure what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -218,7 +255,7 @@ def main() -> int:
         print(f"skipped: no CIFAR-10 images ({error})", file=sys.stderr)
         return 0
     rows: list[measure.Row] = []
-    for name, part in zip(PARTS, (steps, levers, augmentation, pipeline), strict=True):
+    for name, part in zip(PARTS, (steps, levers, augmentation, pipeline, wall), strict=True):
         if not arguments.only or name in arguments.only:
             rows += part(arguments, images)
     settings = {key: getattr(arguments, key) for key in ("width", "batch", "repeats", "compile")}

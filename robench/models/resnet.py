@@ -37,8 +37,8 @@ class Block(nn.Module):
         """Convolve, normalise, add the short cut, rectify."""
         y = x
         for i, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
-            y = norm(convolution(F.relu(y) if i else y))
-        return F.relu(y + self.short(x))
+            y = norm(convolution(F.relu(y, inplace=True) if i else y))
+        return F.relu(y.add_(self.short(x)), inplace=True)
 
 
 class PreActBlock(nn.Module):
@@ -52,9 +52,9 @@ class PreActBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The sum of the short cut and the convolutions."""
-        ready = F.relu(self.norm1(x))
-        y: Tensor = self.conv2(F.relu(self.norm2(self.conv1(ready))))
-        return y + (x if self.short is None else self.short(ready))
+        ready = F.relu(self.norm1(x), inplace=True)
+        y: Tensor = self.conv2(F.relu(self.norm2(self.conv1(ready)), inplace=True))
+        return y.add_(x if self.short is None else self.short(ready))
 
 
 class ResNet(Encoder):
