@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from test_training import StoppedError, after, remains, tiny
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from robench import training
 from robench.arithmetic import Arithmetic, check_precision
@@ -118,6 +119,34 @@ def test_methods_that_compare_images_take_no_parts(tmp_path: Path) -> None:
 def test_bad_parts_and_averages_are_refused(bad: dict[str, Any], expected: str) -> None:
     with pytest.raises(UsageError, match=expected):
         tiny(**{f"stage__0__{name}": value for name, value in bad.items()})
+
+
+READS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "unique_dim", "_unique2"}
+
+
+class Deaf(TorchDispatchMode):
+    """A device that never answers: on a real one, the host would wait for all work so far."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert function.overloadpacket.__name__ not in READS, function
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "lars"])
+@pytest.mark.parametrize(
+    "name", ["pgd-at", "trades", "fgsm-rs", "n-fgsm", "simclr", "supcon", "rocl", "finetune-at-ss"]
+)
+def test_a_step_reads_nothing_from_the_device(name: str, optimiser: str) -> None:
+    small = {"hidden": 16, "dimensions": 8} if name in ("simclr", "supcon", "rocl", "finetune-at-ss") else {}
+    nets, method = networks("cnn@width=2"), method_for(name, small)
+    nets.parts.update(method.heads(nets.encoder.features, 4))
+    spec = Stage(name, 1, N, Optimiser(0.1, name=optimiser), average=Average("ema"))  # type: ignore[arg-type]
+    stepper, arithmetic = Stepper(spec, nets, list(nets.parameters())), Arithmetic(nets, bfloat16(fold=True))
+    views = part(0, N, 0).views * len(method.views)
+    batch = Batch(views, torch.arange(N) % 4, ImageGenerator(0, range(N)))
+    with arithmetic.applied(), Deaf():
+        found = stepper.step(method, nets, [lambda: batch], Moment(0, 1, LINF))
+    assert all(term.isfinite() for term in found.values())
 
 
 # averages
