@@ -196,6 +196,21 @@ def test_an_equal_average_is_the_mean_of_epochs() -> None:
     assert all(torch.equal(tensor, seen[-1][name]) for name, tensor in nets.state_dict().items())
 
 
+def test_a_state_saved_while_the_average_is_judged_goes_on_from_the_weights() -> None:
+    nets, again = networks("cnn@width=2"), networks("cnn@width=2")
+    average, other = Averaged(nets, Average("ema")), Averaged(again, Average("ema"))
+    for n in range(3):
+        moved(nets, n)
+        average.after_step(0)
+    weights = {name: tensor.clone() for name, tensor in nets.state_dict().items()}
+    average.exchange()
+    again.load_state_dict(nets.state_dict())
+    other.load(average.state())
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in again.state_dict().items())
+    other.exchange()
+    assert all(torch.equal(tensor, nets.state_dict()[name]) for name, tensor in again.state_dict().items())
+
+
 AVERAGES = [{"name": "ema", "decay": 0.9}, {"name": "swa", "start": 1}]
 
 
