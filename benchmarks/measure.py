@@ -93,7 +93,8 @@ def _time(seconds: float) -> str:
 
 def write(path: Path, rows: Iterable[Row], settings: Mapping[str, Any]) -> None:
     """Keep rows with their versions, device, command and settings."""
-    words = ["DIR" if before == "--data" else word for before, word in zip(["", *sys.argv], sys.argv, strict=False)]
+    named = {"--data": "DIR", "--out": "FILE"}  # where things lie here says nothing elsewhere
+    words = [named.get(before, word) for before, word in zip(["", *sys.argv], sys.argv, strict=False)]
     made = provenance("cpu", torch.get_num_threads())
     command = " ".join(["python", *words])
     content = {
