@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -134,3 +136,16 @@ def test_without_images_it_says_so(bench: Any, monkeypatch: pytest.MonkeyPatch, 
     assert bench[2].main() == 0
     torch.set_num_threads(threads)
     assert "skipped: no CIFAR-10 images (nothing here)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("mark", "names"),
+    [("training", ["training-width16", "training-width64", "training-views"]), ("levers", ["levers-width16"])],
+)
+def test_the_tables_of_training_are_what_is_kept(mark: str, names: list[str], bench: Any) -> None:
+    page = FOLDER / "README.md"
+    made = "\n".join(bench[0].kept(FOLDER / f"{name}.json") for name in names)
+    pattern = rf"(?<=<!-- {mark} -->\n).*?(?=<!-- /{mark} -->)"
+    if "RENEW_GOLDEN" in os.environ:
+        page.write_text(re.sub(pattern, lambda _: made, page.read_text(), flags=re.DOTALL))
+    assert re.search(pattern, page.read_text(), re.DOTALL)[0] == made  # type: ignore[index]
