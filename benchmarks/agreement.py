@@ -144,7 +144,7 @@ def trained(dataset: str, root: Path, folder: Path) -> tuple[nn.Module, Tensor, 
         wanted = recipe.load("pgd-at", [("model", "cnn"), *((f"stage.0.{key}", value) for key, value in short.items())])
     run = Run(wanted, folder / f"agreement-{dataset}", data_root=root)
     there = run.folder.name in {path.name for path in runs(folder)}
-    checkpoint = open_checkpoint(run.folder.name, folder) if there else train(run, resume=run.folder.exists())
+    checkpoint = open_checkpoint(run.folder.name, folder) if there else train(run)
     parts = [data.load(dataset, split, root) for split in (Split.TEST, Split.TRAIN)]
     # the agreement of attacks is no accuracy of a model, so where test images are few training images serve as well
     parts = parts if dataset == "digits" else parts[:1]

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
+from torch import Tensor
 
-from robench import files
+from robench import files, weights
 from robench.errors import CheckpointError, RobenchError
 from robench.methods import method_for
 from robench.models import Nets, build_nets
 from robench.recipe import Recipe
-from robench.spec import build, plain
+from robench.spec import build, digest, plain
 
-FORMAT = 1
+FORMAT = 2  # from which on the JSON has a digest of its own
 
 
 @dataclass(frozen=True)
@@ -72,16 +72,22 @@ class Checkpoint:
         """
         path = self.folder / f"{self.kind}.safetensors"
         try:
-            content = path.read_bytes()
+            content = files.read_vouched(path, self.sha256)
+            if content is None:
+                path.stat()
         except OSError as error:
             raise CheckpointError(f"{path}: {error.strerror}; train it again, or restore the file") from None
-        if files.sha256(content) != self.sha256:
+        if content is None:
             raise CheckpointError(
                 f"{path} is damaged: its SHA-256 is not the one in {path.with_suffix('.json').name}; "
                 "restore the file or train it again"
             )
-        nets = nets_after(self.recipe, self.stages, self.classes, self.shape)
-        restore(nets, content, str(path))
+        stored = weights.read(content, str(path))
+        shape = self.recipe, self.stages, self.classes, self.shape
+        with suppress(NotImplementedError, RuntimeError, TypeError), torch.device("meta"):  # which a model may not know
+            fitting(nets_after(*shape), stored, str(path))  # before memory is given for what the description claims
+        nets = nets_after(*shape)
+        nets.load_state_dict(fitting(nets, stored, str(path)))
         return nets.to(device).eval()
 
 
@@ -94,42 +100,21 @@ def nets_after(recipe: Recipe, stages: int, classes: int, shape: tuple[int, int,
     return nets
 
 
-def restore(nets: Nets, content: bytes, what: str, *, only: str = "") -> None:
-    """Put stored weights into networks.
+def fitting(nets: Nets, stored: Mapping[str, Tensor], what: str) -> Mapping[str, Tensor]:
+    """Stored weights, if they are those of such networks.
 
     Args:
         nets: networks of the stored architecture.
-        content: a safetensors file.
+        stored: tensors by name.
         what: how messages call it.
-        only: take only the tensors whose names begin so.
 
     Raises:
-        CheckpointError: if it is not a safetensors file, or tensors are missing, left over or of another shape.
+        CheckpointError: if tensors are missing, left over, of another shape or type, or no numbers.
     """
-    try:
-        stored = load_tensors(content)
-    except SafetensorError as error:
-        hint = " (it is a web page)" if content.lstrip()[:1] == b"<" else ""
-        raise CheckpointError(f"{what} is not a safetensors file{hint}: {error}") from None
-    stored = {key: tensor for key, tensor in stored.items() if key.startswith(only)}
     if not any(key.startswith("encoder.") for key in stored):
         raise CheckpointError(f"{what} holds no encoder, so no head can stand on it; train one: robench train RECIPE")
-    wanted = {key: tensor for key, tensor in nets.state_dict().items() if key.startswith(only)}
-    for key in [*wanted, *stored]:
-        have, want = stored.get(key), wanted.get(key)
-        if have is None or want is None or have.shape != want.shape:
-            differ = sum(
-                k not in stored or k not in wanted or stored[k].shape != wanted[k].shape for k in {*stored, *wanted}
-            )
-            shapes = [f"{tuple(t.shape)}" if t is not None else "absent" for t in (have, want)]
-            raise CheckpointError(
-                f"{what} does not fit the model: {differ} of {len({*stored, *wanted})} tensors differ. "
-                f"First: {key} is {shapes[0]} in the file and {shapes[1]} in the model. "
-                "Name the architecture and data set it was trained with (--model, --dataset)"
-            )
-        if have.is_floating_point() and not bool(have.isfinite().all()):
-            raise CheckpointError(f"{what}: tensor {key} holds NaN or infinite weights; train it again")
-    nets.load_state_dict(stored, strict=not only)
+    weights.check(stored, nets.state_dict(), what)
+    return stored
 
 
 def save(described: Checkpoint, nets: Nets) -> Checkpoint:
@@ -147,10 +132,25 @@ def save(described: Checkpoint, nets: Nets) -> Checkpoint:
     """
     content = save_tensors({key: tensor.detach().cpu().contiguous() for key, tensor in nets.state_dict().items()})
     made = replace(described, sha256=files.sha256(content))
-    files.write(made.folder / f"{made.kind}.safetensors", content)
     fields = {key: plain(value) for key, value in vars(made).items() if key not in ("folder", "kind")}
-    files.write_json(made.folder / f"{made.kind}.json", {"format": FORMAT, **fields})
+    table = {"format": FORMAT, **fields}
+    files.write_vouched(
+        made.folder / f"{made.kind}.safetensors",
+        content,
+        made.folder / f"{made.kind}.json",
+        {**table, "digest": digest(table)},
+    )
     return made
+
+
+def settle(folder: Path) -> None:
+    """Bring the weights in place that a process which was killed has written and vouched for, and drop others."""
+    for kind in ("best", "last"):
+        try:
+            said: str | None = open_checkpoint(f"{folder}@{kind}", folder.parent).sha256
+        except CheckpointError:
+            said = None
+        files.settle(folder / f"{kind}.safetensors", said)
 
 
 def open_checkpoint(text: str, root: Path) -> Checkpoint:
@@ -175,13 +175,9 @@ def open_checkpoint(text: str, root: Path) -> Checkpoint:
     kinds = [kind] if kind else ["best", "last"]
     path = next((folder / f"{k}.json" for k in kinds if (folder / f"{k}.json").is_file()), None)
     if path is None:
-        raise CheckpointError(
-            f"{folder} holds no {' or '.join(f'{k}.json' for k in kinds)}: robench train RECIPE --resume"
-        )
+        raise CheckpointError(f"{folder} holds no {' or '.join(f'{k}.json' for k in kinds)}: robench train RECIPE")
     try:
-        table = json.loads(path.read_bytes())
-        if table.pop("format") != FORMAT:
-            raise CheckpointError(f"{path} was written by another version of robench; train it again")
+        table = _unsealed(json.loads(path.read_bytes()), path)
         if table.keys() & {"folder", "kind"}:
             raise ValueError("it names its own folder")
         found: Checkpoint = build(Checkpoint, {**table, "folder": folder, "kind": path.stem})
@@ -194,6 +190,23 @@ def open_checkpoint(text: str, root: Path) -> Checkpoint:
         raise CheckpointError(
             f"{path} is damaged ({type(error).__name__}: {error}); restore it or train it again"
         ) from None
+
+
+def _unsealed(table: dict[str, Any], path: Path) -> dict[str, Any]:
+    """What a description says, if it is as it was written; those of format 1 had no digest.
+
+    Raises:
+        CheckpointError: if another version wrote it.
+        ValueError: if its digest is not that of its content.
+    """
+    sealed = table.pop("digest", None)
+    found = table["format"]
+    if found not in (1, FORMAT) or isinstance(found, bool):
+        raise CheckpointError(f"{path} was written by another version of robench; train it again")
+    if (found != 1 or sealed is not None) and digest(table) != sealed:
+        raise ValueError("its content is not what was written: the digest differs")
+    del table["format"]
+    return table
 
 
 def at_hand(sha256: str, root: Path) -> Checkpoint:

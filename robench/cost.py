@@ -27,6 +27,7 @@ from robench.reporting import (
     unreliable,
 )
 from robench.results import Failure, Result, Subject, safe
+from robench.worst import Bits, left
 
 HEADER = (
     *("checkpoint", "training s", "images trained on", "training MiB", "training J", "evaluation s", "forwards"),
@@ -45,14 +46,14 @@ class Row:
         training: of each of its stages; empty where nobody measured.
         results: of it.
         clean: the share of images right when clean.
-        robust: the share right under every result; None while it lacks a column that another row has.
+        robust: which images are right under every result; None while it lacks a column that another row has.
     """
 
     subject: Subject
     training: Stages
     results: tuple[Result, ...]
     clean: float
-    robust: float | None
+    robust: Bits | None
 
     @property
     def seconds(self) -> float | None:
@@ -108,10 +109,10 @@ def _rows(part: Sequence[Result], training: Mapping[str, Stages]) -> list[Row]:
         every = tuple(r for r in part if r.cell.checkpoint == subject.sha256)
         own = [r for r in every if r not in alone]
         full = {_column(r) for r in own} >= asked[bool(every[0].cell.inference)]
-        left = [all(bits) for bits in zip(*(r.robust for r in own), strict=True)] if own and full else None
+        robust = left(r.robust for r in own) if own and full else None
         n = every[0].cell.count
         stages = training.get(subject.sha256.partition("+")[0], ())
-        made.append(Row(subject, stages, every, sum(every[0].clean) / n, None if left is None else sum(left) / n))
+        made.append(Row(subject, stages, every, sum(every[0].clean) / n, robust))
     return made
 
 
@@ -133,7 +134,10 @@ def pareto(points: Sequence[tuple[float | None, float | None]]) -> list[bool]:
 
 
 def tables(
-    records: Iterable[Result | Failure], training: Mapping[str, Stages], diagnoses: Iterable[Diagnosis] = ()
+    records: Iterable[Result | Failure],
+    training: Mapping[str, Stages],
+    diagnoses: Iterable[Diagnosis] = (),
+    intervals: bool = False,
 ) -> list[Table]:
     """One table of costs for each set of images; a checkpoint whose numbers are unreliable is Pareto-optimal nowhere.
 
@@ -143,18 +147,19 @@ def tables(
     parts = rows(records, training)
     groups = [images_of(part[0].results[0]) for part in parts]
     doubted = doubts((result for part in parts for row in part for result in row.results), diagnoses)
-    return [_table(part, place(group, groups), doubted) for part, group in zip(parts, groups, strict=True)]
+    return [_table(part, place(group, groups), doubted, intervals) for part, group in zip(parts, groups, strict=True)]
 
 
-def _table(part: Sequence[Row], where: str, doubted: Doubts) -> Table:
+def _table(part: Sequence[Row], where: str, doubted: Doubts, intervals: bool) -> Table:
     times = [None if reasons(row.subject, doubted) else row.seconds for row in part]
     on_clean = pareto([(time, row.clean) for time, row in zip(times, part, strict=True)])
-    on_robust = pareto([(time, row.robust) for time, row in zip(times, part, strict=True)])
+    shares = [None if row.robust is None else sum(row.robust) / len(row.robust) for row in part]
+    on_robust = pareto(list(zip(times, shares, strict=True)))
     lines = tuple(
         (
             safe(row.subject.group),
             marked(row.subject, doubted),
-            *_cells(row),
+            *_cells(row, intervals),
             "yes" if clean else "",
             "yes" if robust else "",
         )
@@ -165,6 +170,7 @@ def _table(part: Sequence[Row], where: str, doubted: Doubts) -> Table:
         "evaluation: the sum over all results of the row; images crafted once for several targets of a transfer count for each.",
         "MiB: the most that tensors held on the device; J: of the whole board; "
         f"{ABSENT}: not measured, or for a worst case not evaluated under every attack.",
+        *(["(a-b): 95 % Wilson interval over the test images."] if intervals else []),
         "Pareto: among rows of known training time, no other is as cheap and as accurate, and better in one of the two.",
         *_devices(part),
         *unreliable([row.subject for row in part], doubted),
@@ -172,13 +178,10 @@ def _table(part: Sequence[Row], where: str, doubted: Doubts) -> Table:
     return Table(f"Cost, {where}", (HEADER,), lines, notes)
 
 
-def _cells(row: Row) -> list[str]:
-    worst = row.robust
+def _cells(row: Row, intervals: bool) -> list[str]:
     names = ("seconds", "images", "peak_memory", "joules")
     seconds, images, memory, joules = (total(row.training, name) for name in names)
     spent: list[dict[str, float]] = [_spent(result) for result in row.results]
-    n = row.results[0].cell.count
-    digits = 2 if n >= 1000 else 1
     return [
         *(_number(seconds, 1), _number(images), _mib(memory), _number(joules)),
         *(
@@ -186,7 +189,8 @@ def _cells(row: Row) -> list[str]:
             for name in ("seconds", "forwards", "backwards")
         ),
         *(_mib(total(tuple(spent), "peak_memory")), _number(total(tuple(spent), "joules"))),
-        *(accuracy([row.results[0].clean]), ABSENT if worst is None else f"{100 * worst:.{digits}f}"),
+        accuracy([row.results[0].clean], intervals),
+        ABSENT if row.robust is None else accuracy([row.robust], intervals),
     ]
 
 

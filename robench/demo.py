@@ -15,10 +15,11 @@ import torch
 
 from robench import recipe, training
 from robench.checkpoint import Checkpoint, open_checkpoint
-from robench.evaluation import Engine, Job
+from robench.evaluation import Engine
+from robench.job import Job
 from robench.protocols import Monitor, Progress
 from robench.results import Failure, Result, Store
-from robench.run import Run, finished, holds
+from robench.run import Run, finished
 from robench.threat import ThreatModel
 
 # the longest first, so that two lanes end together
@@ -91,7 +92,7 @@ def _lane(name: str, checkpoints: Path, results: Path, device: str, events: queu
 
     run = Run(recipe.load(name), checkpoints / name, device=torch.device(device))
     if not finished(run):
-        training.train(run, resume=holds(run), monitor=told)
+        training.train(run, monitor=told)
     engine = Engine(torch.device(device), monitor=told)
     for _ in engine.run(white_box(engine, [open_checkpoint(str(run.folder), checkpoints)]), Store(results)):
         pass

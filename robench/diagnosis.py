@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from robench.errors import StoreError, UsageError
-from robench.files import write_json
-from robench.spec import build, digest, plain
+from robench import sealed
+from robench.spec import digest
 from robench.threat import ThreatModel
 
 Word = Literal["pass", "suspect", "fail", "not run"]
-FORMAT = 1
 FOLDER = "diagnoses"
+KINDS = {  # what an indicator looks at; two that look at different things are independent signs
+    "gradients": ("G1", "G2", "G3"),
+    "the margin around an image": ("G4",),
+    "the climb of an attack": ("G5", "G6", "G7"),
+    "attacks that see no gradient": ("G8", "G10", "G16"),
+    "attacks that should be stronger": ("G9", "G11", "G12"),
+    "passes": ("G13", "G14"),
+    "outputs": ("G15",),
+}
 
 
 @dataclass(frozen=True)
@@ -69,14 +75,15 @@ class Diagnosis:
         """Ids of the indicators that failed."""
         return tuple(row.id for row in self.rows if row.verdict == "fail")
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The independent things that failed indicators look at."""
+        return tuple(kind for kind, ids in KINDS.items() if set(ids) & set(self.failed))
+
 
 def put(record: Diagnosis, results: Path) -> Path:
     """Store a diagnosis under the digest of its content; the same content again changes nothing."""
-    sealed = digest(record)
-    path = results / FOLDER / f"{sealed[:32]}.json"
-    if not path.exists():
-        write_json(path, {"format": FORMAT, "digest": sealed, "diagnosis": plain(record)})
-    return path
+    return sealed.put(results / FOLDER / f"{digest(record)[:32]}.json", "diagnosis", record)
 
 
 def records(results: Path) -> list[Diagnosis]:
@@ -85,15 +92,5 @@ def records(results: Path) -> list[Diagnosis]:
     Raises:
         StoreError: naming a file that is damaged or was changed.
     """
-    return [_read(path) for path in sorted((results / FOLDER).glob("*.json"))]
-
-
-def _read(path: Path) -> Diagnosis:
-    try:
-        held = json.loads(path.read_bytes())
-        if held["format"] != FORMAT or held["digest"] != digest(held["diagnosis"]):
-            raise ValueError("its content does not fit its digest")
-        found: Diagnosis = build(Diagnosis, held["diagnosis"])
-        return found
-    except (OSError, ValueError, KeyError, TypeError, UsageError) as error:
-        raise StoreError(f"{path} is damaged or was changed ({error}): delete it and run robench diagnose") from error
+    paths = sorted((results / FOLDER).glob("*.json"))
+    return [sealed.read(path, "diagnosis", Diagnosis, "robench diagnose") for path in paths]

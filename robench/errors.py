@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import ClassVar
 
 
 class RobenchError(Exception):
-    """The root of every error robench raises on purpose; its text is one line for a person."""
+    """The root of every error robench raises on purpose; its text is one line for a person.
+
+    Attributes:
+        code: what the command line exits with.
+    """
+
+    code: ClassVar[int] = 2
 
 
 class UsageError(RobenchError):
@@ -26,8 +33,27 @@ class StoreError(RobenchError):
     """A folder or record that cannot be read or written."""
 
 
+class DiskFullError(StoreError):
+    """There is no room, by the disk, a quota or a limit on files; what was there before is whole."""
+
+    code: ClassVar[int] = 74
+
+
 class TrainingError(RobenchError):
     """Training that cannot start or must stop, such as a loss that is no longer finite."""
+
+
+class StoppedError(RobenchError):
+    """A signal asked to stop, and everything needed to go on is saved.
+
+    Args:
+        message: where it stopped.
+        signal: the number of the signal.
+    """
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal
 
 
 class AttackError(RobenchError):

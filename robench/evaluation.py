@@ -5,62 +5,33 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from robench import data, verdict
+from robench import data, exhibits, sharing, verdict
 from robench.attacks import attack_for, options_of
 from robench.checkpoint import Checkpoint, nets_after
 from robench.data import Images, Split
 from robench.door import Door, Ensemble, frozen
 from robench.errors import AttackError, CheckpointError, UsageError
 from robench.inference import Inference
+from robench.job import Job, Source, in_order
 from robench.meter import Meter
 from robench.models import Nets
-from robench.protocols import Attack, Monitor, Progress, unwatched
+from robench.part import Part, Span, gaps, together
+from robench.protocols import Attack, Monitor, unheard, unwatched
 from robench.provenance import provenance
 from robench.recipe import Recipe
 from robench.registry import ATTACKS, DATASETS
-from robench.results import Cell, Failure, Result, Store, Subject, column, named
+from robench.results import Cell, Failure, Result, Store
 from robench.smoothed import Glimpse, Smoothed
 from robench.spec import digest, plain
 from robench.suite import Suite
 from robench.threat import ThreatModel
 
-
-@dataclass(frozen=True)
-class Source:
-    """What images are crafted on for a transfer: a checkpoint, or several as one ensemble."""
-
-    members: tuple[Checkpoint, ...]
-
-    @property
-    def name(self) -> str:
-        """The names of all."""
-        return "+".join(sorted(member.name for member in self.members))
-
-    @property
-    def sha256(self) -> str:
-        """The digests of all; a checkpoint's own when it is alone."""
-        return "+".join(sorted(member.sha256 for member in self.members))
-
-
-@dataclass(frozen=True)
-class Job:
-    """A cell and what is needed to run it."""
-
-    cell: Cell
-    checkpoint: Checkpoint
-    source: Source | None
-    attack: Attack
-    dataset: str
-
-    @property
-    def passes(self) -> float:
-        """About how many image passes it takes per image, for progress."""
-        cost: Callable[[int], tuple[int, int]] | None = getattr(self.attack, "cost", None)
-        return float(cost(self.checkpoint.classes)[0]) if cost else 100.0
+Watch: TypeAlias = Callable[[float, str], None]
 
 
 @dataclass
@@ -70,18 +41,22 @@ class Engine:
     Attributes:
         device: where it computes.
         data_root: where data sets are kept.
-        batch: the most images an attack gets at once.
+        batch: the most images an attack gets at once; also how many make a part.
         monitor: told about every pass.
+        tell: told what a person should know as it happens, such as a damaged part, or whom it waits for.
     """
 
     device: torch.device
     data_root: Path = Path("data")
     batch: int = 500
     monitor: Monitor = unwatched
+    tell: Callable[[str], None] = unheard
     _images: dict[tuple[str, int | None], Images] = field(default_factory=dict)
     _nets: dict[str, Nets] = field(default_factory=dict)
     _probes: dict[tuple[str, str], verdict.Probe] = field(default_factory=dict)
-    _crafted: tuple[tuple[object, ...], verdict.Crafted] | None = None
+    _fits: tuple[str, int] = ("", 0)
+    _crafting: tuple[object, ...] = ()
+    _crafted: dict[Span, verdict.Crafted] = field(default_factory=dict)
 
     def images(self, dataset: str, count: int | None) -> Images:
         """The first `count` test images of a data set (all when None), on the device.
@@ -154,114 +129,130 @@ class Engine:
         return in_order(jobs)
 
     def run(self, jobs: Sequence[Job], store: Store) -> Iterator[tuple[Job, Result | Failure, bool]]:
-        """Run what the store does not hold yet.
+        """Run what the store does not hold yet, part by part; other processes may do the same. See `robench.sharing`.
+
+        The classes of the images are stored beside the cells.
 
         Yields:
             The job, its record, and whether the record was there already.
         """
-        todo = [job for job in jobs if not isinstance(store.get(job.cell), Result)]
-        total = sum(job.passes for job in todo)
-        done = 0.0
-        for job in jobs:
-            there = store.get(job.cell)
-            if isinstance(there, Result):
-                yield job, there, True
-                continue
-            record = self.evaluate(job, done, total)
-            store.put(record)
-            done += job.passes
-            self.monitor(Progress("evaluate", done, total, {"cell": _label(job)}))
-            yield job, record, False
+        for dataset, count in sorted({(job.dataset, job.cell.count) for job in jobs}):
+            exhibits.put(labels_of(self.images(dataset, count)), store.folder)
+        return sharing.run(self, jobs, store)
 
-    def evaluate(self, job: Job, done: float = 0.0, total: float = 0.0) -> Result | Failure:
-        """Run one cell, whatever happens inside the attack."""
-        threads = torch.get_num_threads()
-        about = provenance(_device_name(self.device), threads)
-        subjects = subject(job.checkpoint, job.dataset), source_subject(job.source, job.dataset) if job.source else None
+    def evaluate(self, job: Job) -> Result | Failure:
+        """Run one cell and keep nothing, whatever happens inside the attack."""
+        spans = gaps((), job.cell.count, job.size(self.batch))
         try:
-            return self._evaluate(job, done, total, subjects, about)
+            return together([self.run_part(job, *span) for span in spans], job.finds)
         except CheckpointError:
             raise
         except Exception as error:
-            kind = "" if isinstance(error, AttackError) else f"{type(error).__name__}: "
-            return Failure(job.cell, *subjects, reason=f"{kind}{error}", provenance=about)
+            return self.failure(job, error)
 
-    def _evaluate(
-        self, job: Job, done: float, total: float, subjects: tuple[Subject, Subject | None], about: dict[str, object]
-    ) -> Result:
-        images = self.images(job.dataset, job.cell.count)
-        meter = Meter(self.device)
+    def failure(self, job: Job, error: Exception) -> Failure:
+        """What is kept of a cell that gave no result."""
+        kind = "" if isinstance(error, AttackError) else f"{type(error).__name__}: "
+        return Failure(job.cell, *job.subjects, reason=f"{kind}{error}", provenance=self._about())
 
-        reached = 0.0
+    def run_part(self, job: Job, start: int, stop: int, watch: Watch = lambda share, said: None) -> Part:
+        """Attack a range of a cell's images, and judge.
 
-        def watch(door: Door) -> None:
-            nonlocal reached
-            reached = max(reached, min(door.forwards / len(images), job.passes))
-            values = {"cell": _label(job), "": door.said or f"{door.forwards / len(images):.0f} passes an image"}
-            self.monitor(Progress("evaluate", done + reached, total, values))
+        Args:
+            job: the cell.
+            start: the first image.
+            stop: the one behind the last.
+            watch: told of the share that is done, and what the attack says.
 
-        nets = self.loaded(job.checkpoint)
-        inference = job.cell.inference
-        judged: nn.Module = Smoothed(nets, inference, job.cell.seed) if inference else nets
-        door = Door(judged, images.classes, self.batch, watch)
-        x, y = images.x(), images.y
-        with frozen(nets), verdict.guarded(job.cell.seed), verdict.exact():
+        Raises:
+            UsageError: if there is no such range, or the attack needs all images in one call.
+            AttackError: if the model or the attack breaks its contract; and whatever else happens inside the attack.
+        """
+        _check_span(job, start, stop)
+        images, span, meter = self.images(job.dataset, job.cell.count), slice(start, stop), Meter(self.device)
+
+        def told(door: Door) -> None:
+            each = door.forwards / (stop - start)
+            watch(min(each / job.passes, 1), door.said or f"{each:.0f} passes an image")
+
+        nets, inference, seed = self.loaded(job.checkpoint), job.cell.inference, job.cell.seed
+        judged: nn.Module = Smoothed(nets, inference, seed) if inference else nets
+        door = Door(judged, images.classes, self._fitting(job), told)
+        x, y = images.x(span), images.y[span]
+        with frozen(nets), verdict.guarded(seed, start), verdict.exact():
             probe = self._probe(job.checkpoint, images)
             verdict.refuse_randomised(job.attack, probe)
             clean = verdict.right(door, x, y, probe.randomised)
-        crafted = self._craft(job, images, clean, watch)
-        with frozen(nets), verdict.guarded(job.cell.seed), verdict.exact():
+        crafted = self._craft(job, images, (start, stop), clean, told)
+        with frozen(nets), verdict.guarded(seed, start), verdict.exact():
             found = verdict.judge(door, job.attack, x, y, clean, crafted.adv, probe)
+        self._fits = job.cell.key, min(door.micro_batch, self._fitting(job))
         cost = meter.read()
         notes = getattr(job.attack, "notes", lambda classes: ())(images.classes)
         if inference and not (inference.adaptive or job.source):
             notes = (*notes, "not adaptive: the attack does not climb through the augmentations")
-        return Result(
+        subject, source = job.subjects
+        return Part(
             cell=job.cell,
-            subject=subjects[0],
-            source=subjects[1],
+            subject=subject,
+            source=source,
+            start=start,
+            stop=stop,
             clean=tuple(found.clean.tolist()),
             robust=tuple(found.robust.tolist()),
             largest=found.largest,
             norms=None if found.norms is None else tuple(map(_number, found.norms.tolist())),
+            answers=found.answers,
             seconds=round(cost.seconds, 3),
             peak_memory=cost.peak_memory,
             joules=cost.joules,
             forwards=door.forwards + crafted.forwards,
             backwards=door.backwards + crafted.backwards,
-            left={} if job.source else crafted.left,
-            notes=(*notes, *found.notes, *_told(job, crafted)),
-            provenance=about,
+            left=crafted.left,
+            notes=(*notes, *probe.notes),
+            told=(*job.told(crafted.notes), *door.noted),
+            provenance=self._about(),
         )
+
+    def _about(self) -> dict[str, object]:
+        return provenance(_device_name(self.device), torch.get_num_threads())
 
     def _probe(self, checkpoint: Checkpoint, images: Images) -> verdict.Probe:
         """What a look at a model shows, once for all cells."""
         key = checkpoint.sha256, images.digest
         if key not in self._probes:
-            self._probes[key] = verdict.probe(
-                self.loaded(checkpoint), images.x(slice(verdict.PROBED)), images.y, images.classes, self.batch
-            )
+            self._probes[key] = verdict.probe(self.loaded(checkpoint), images.x(), images.y, images.classes, self.batch)
         return self._probes[key]
 
-    def _craft(self, job: Job, images: Images, clean: Tensor, watch: Callable[[Door], None]) -> verdict.Crafted:
+    def _craft(
+        self, job: Job, images: Images, span: Span, clean: Tensor, watch: Callable[[Door], None]
+    ) -> verdict.Crafted:
         """White-box: images for those the model gets right. Transfer: for all, on the source, kept for the next target."""
         what = (job.cell.source, job.cell.attack, str(job.cell.threat), job.cell.data, job.cell.seed)
-        if job.source and self._crafted is not None and self._crafted[0] == what:
-            return self._crafted[1]
+        if what != self._crafting:
+            self._crafting, self._crafted = what, {}
+        if job.source and span in self._crafted:
+            return self._crafted[span]
         members = [self.loaded(member) for member in job.source.members] if job.source else [self._attacked(job)]
-        door = Door(members[0] if len(members) == 1 else Ensemble(members), images.classes, self.batch, watch)
+        model = members[0] if len(members) == 1 else Ensemble(members)
+        door = Door(model, images.classes, self._fitting(job), watch)
         crafted = verdict.craft(
             door,
             job.attack,
-            images.x(),
-            images.y,
+            images.x(slice(*span)),
+            images.y[slice(*span)],
             torch.ones_like(clean) if job.source else clean,
-            ids=torch.arange(len(images), device=self.device),
+            ids=torch.arange(*span, device=self.device),
             seed=job.cell.seed,
         )
+        self._fits = job.cell.key, door.micro_batch
         if job.source:
-            self._crafted = what, crafted
+            self._crafted[span] = crafted
         return crafted
+
+    def _fitting(self, job: Job) -> int:
+        """The most images at once: as many as fitted into memory in the last part of the same cell, which noted it."""
+        return min(self.batch, self._fits[1]) if self._fits[0] == job.cell.key else self.batch
 
     def _attacked(self, job: Job) -> nn.Module:
         """What a white-box attack gets: the networks, or of a smoothed classifier what it can make use of."""
@@ -349,40 +340,9 @@ def source_for(suite: Suite, role: str, dataset: str, candidates: Sequence[Check
     return min(fit, key=lambda each: (each.seed, each.name))
 
 
-def subject(checkpoint: Checkpoint, dataset: str) -> Subject:
-    """What tables need to know of a checkpoint."""
-    recipe = checkpoint.recipe
-    return Subject(
-        name=checkpoint.name,
-        recipe=recipe.name,
-        group=recipe.group,
-        threat=recipe.threat,
-        seed=checkpoint.seed,
-        dataset=dataset,
-        sha256=checkpoint.sha256,
-    )
-
-
-def _told(job: Job, crafted: verdict.Crafted) -> list[str]:
-    """What an attack noted; in a transfer that is about the source, not about the checkpoint."""
-    return [f"on {job.source.name}: {note}" if job.source else note for note in crafted.notes]
-
-
-def source_subject(source: Source, dataset: str) -> Subject:
-    """What tables need to know of what images were crafted on."""
-    first = subject(source.members[0], dataset)
-    if len(source.members) == 1:
-        return first
-    recipe = "+".join(sorted(member.recipe.name for member in source.members))
-    return replace(first, name=source.name, recipe=recipe, group="ensemble", threat=None, sha256=source.sha256)
-
-
-def in_order(jobs: Sequence[Job]) -> list[Job]:
-    """Jobs without repetition, white-box first; those whose images were crafted alike stand together."""
-    ordered = sorted(
-        jobs, key=lambda job: (job.cell.source, job.cell.attack, str(job.cell.threat)) if job.source else ("",)
-    )
-    return list({job.cell.key: job for job in ordered}.values())
+def labels_of(images: Images) -> exhibits.Labels:
+    """The classes of images, for reports."""
+    return exhibits.Labels(images.digest, images.name, images.classes, " ".join(map(str, images.y.tolist())))
 
 
 def _settled(
@@ -403,16 +363,42 @@ def _aimed(text: str, threat: ThreatModel, *, crosses: bool) -> Attack:
     return attack
 
 
+def _check_span(job: Job, start: int, stop: int) -> None:
+    """Refuse a range that cannot be run by itself."""
+    count = job.cell.count
+    if not 0 <= start < stop <= count:
+        raise UsageError(
+            f"{job.label} has images 0 to {count - 1}; a part from {start} up to {stop} is none of its ranges"
+        )
+    if not job.divisible and (start, stop) != (0, count):
+        raise UsageError(
+            f"{job.label}: the attack needs all {count} images in one call, so no part can be run by itself"
+        )
+
+
 def _number(value: float) -> float | None:
     """A norm to seven digits; None for infinity, which JSON has no word for."""
     return float(f"{value:.7g}") if value < float("inf") else None
 
 
 def check_fits(checkpoint: Checkpoint, images: Images) -> None:
-    """Say before anything runs that a checkpoint cannot be evaluated on these images."""
-    name, recipe = checkpoint.name, checkpoint.recipe
+    """Say before anything runs that a checkpoint cannot be evaluated on these images.
+
+    Raises:
+        CheckpointError: if it is no classifier yet, or was trained for others.
+    """
     if reason := unready(checkpoint):
         raise CheckpointError(reason)
+    check_shape(checkpoint, images)
+
+
+def check_shape(checkpoint: Checkpoint, images: Images) -> None:
+    """Refuse images of another shape or number of classes than those a checkpoint was trained for.
+
+    Raises:
+        CheckpointError: naming both.
+    """
+    name, recipe = checkpoint.name, checkpoint.recipe
     if (checkpoint.classes, checkpoint.shape) != (images.classes, images.shape):
         theirs = f"{checkpoint.classes} classes of {'x'.join(map(str, checkpoint.shape))} images"
         ours = f"{images.classes} classes of {'x'.join(map(str, images.shape))} images"
@@ -452,11 +438,6 @@ def usual_threat(recipe: Recipe, name: str) -> ThreatModel:
     if usual is None:
         raise UsageError(f"{name} was trained against no threat: name one, such as --threat linf-8/255")
     return ThreatModel.parse(usual)
-
-
-def _label(job: Job) -> str:
-    via = f" from {job.source.name}" if job.source else ""
-    return f"{named(subject(job.checkpoint, job.dataset), job.cell.inference)}{via}: {column(job.cell.attack, job.cell.threat)}"
 
 
 def _device_name(device: torch.device) -> str:

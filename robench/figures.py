@@ -6,128 +6,18 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from robench import worst
 from robench.diagnosis import Diagnosis
 from robench.errors import StoreError
+from robench.panels import Cost, Curves, Figure, Line, Matrix, Panel, Point, Training, Union
 from robench.reporting import NORMS, Doubts, apart, doubts, images_of, ordered, place, reasons, unproven
 from robench.results import FLAG, Failure, Result, Subject, safe
 from robench.threat import ThreatModel
 
 Group = tuple[str, str, int, int]
 BARS = 10  # of a union; the rest are counted together
-
-
-@dataclass(frozen=True)
-class Line:
-    """One checkpoint's accuracy against eps.
-
-    Attributes:
-        name: of the checkpoint.
-        points: (eps, accuracy under the panel's attack), from the clean accuracy at 0 upwards.
-        worst: (eps, accuracy under all that is stored at that eps), where that is lower.
-    """
-
-    name: str
-    points: tuple[tuple[float, float], ...]
-    worst: tuple[tuple[float, float], ...]
-
-
-@dataclass(frozen=True)
-class Curves:
-    """Robustness curves in one norm, under one attack."""
-
-    title: str
-    norm: str
-    lines: tuple[Line, ...]
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """One transfer matrix: accuracy of each target (row) on images crafted on each source (column); None where absent."""
-
-    title: str
-    targets: tuple[str, ...]
-    sources: tuple[str, ...]
-    accuracy: tuple[tuple[float | None, ...], ...]
-
-
-@dataclass(frozen=True)
-class Union:
-    """Which attacks broke which images of one checkpoint at one threat.
-
-    Attributes:
-        title: of the panel.
-        attacks: their names.
-        broken: how many images each of them broke.
-        bars: (places in `attacks`, how many images exactly these broke), the most first.
-        rest: images in the smaller bars that were left out, and how many bars these were.
-        left: images that no attack broke.
-        right: images that were right when clean; only these can be broken.
-    """
-
-    title: str
-    attacks: tuple[str, ...]
-    broken: tuple[int, ...]
-    bars: tuple[tuple[frozenset[int], int], ...]
-    rest: tuple[int, int]
-    left: int
-    right: int
-
-
-@dataclass(frozen=True)
-class Point:
-    """One cell's cost and what it left; `front` if no cheaper attack on the same checkpoint left fewer images right."""
-
-    name: str
-    attack: str
-    seconds: float
-    accuracy: float
-    front: bool
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Attacks at one threat, measured on one kind of device."""
-
-    title: str
-    points: tuple[Point, ...]
-
-
-@dataclass(frozen=True)
-class Training:
-    """One logged quantity over the epochs of some runs.
-
-    Attributes:
-        title: the quantity.
-        lines: a run's name, and (epoch, value) from its first stage on; epochs count on over stages.
-        share: whether the quantity is an accuracy.
-    """
-
-    title: str
-    lines: tuple[tuple[str, tuple[tuple[int, float], ...]], ...]
-    share: bool
-
-
-Panel = Curves | Matrix | Union | Cost | Training
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One figure, ready to draw.
-
-    Attributes:
-        kind: a key of `KINDS`, or `training`.
-        title: what it shows, and on which images.
-        caption: what a reader must know.
-        panels: of one kind.
-    """
-
-    kind: str
-    title: str
-    caption: str
-    panels: tuple[Panel, ...]
 
 
 def figures(
@@ -152,9 +42,9 @@ def figures(
     for each, (what, caption, panels, _) in KINDS.items():
         for group in groups if kind in ("all", each) else []:
             part = [r for r in results if images_of(r) == group]
-            if found := panels(part, _names(part, doubted)):
+            if found := panels(part, names_of(part, doubted)):
                 title = f"{what}, {place(group, groups)}"
-                made.append(Figure(each, title, " ".join([caption, *_flags(part, doubted)]), tuple(found)))
+                made.append(Figure(each, title, " ".join([caption, *flags_of(part, doubted)]), tuple(found)))
     if not made and kind != "all":
         raise StoreError(f"no {kind} in {len(results)} results: {KINDS[kind][3]}")
     return made
@@ -197,7 +87,7 @@ def _logged(path: Path) -> list[dict[str, object]]:
     return lines
 
 
-def _names(results: Sequence[Result], doubted: Doubts) -> dict[str, str]:
+def names_of(results: Sequence[Result], doubted: Doubts) -> dict[str, str]:
     """A name for each checkpoint and source, by its digest; two of one name are told apart, and flags stay on."""
     who: dict[str, Subject] = {r.source.sha256: r.source for r in results if r.source}
     who |= {r.subject.sha256: r.subject for r in results}
@@ -211,7 +101,7 @@ def _names(results: Sequence[Result], doubted: Doubts) -> dict[str, str]:
     }
 
 
-def _flags(results: Sequence[Result], doubted: Doubts) -> list[str]:
+def flags_of(results: Sequence[Result], doubted: Doubts) -> list[str]:
     """The flags of a figure's checkpoints, which no figure may lose."""
     found = {f"{r.subject.name}: {FLAG}{flag}" for r in results for flag in r.flags}
     found |= {f"{r.subject.name}: unreliable {why}" for r in results for why in reasons(r.subject, doubted)}
@@ -228,7 +118,7 @@ def _attack(result: Result) -> str:
 
 def share(*columns: Sequence[bool]) -> float:
     """The share of images that are right in every column."""
-    return sum(map(all, zip(*columns, strict=True))) / len(columns[0])
+    return sum(worst.left(columns)) / len(columns[0])
 
 
 def _curves(results: Sequence[Result], names: Mapping[str, str]) -> list[Panel]:
@@ -303,7 +193,7 @@ def _union(results: Sequence[Result], names: Mapping[str, str]) -> list[Panel]:
 def _sets(title: str, own: Mapping[str, Result]) -> Union | None:
     """The images of one checkpoint by exactly which attacks broke them; None where nothing was broken."""
     clean = next(iter(own.values())).clean
-    broken = {name: {i for i, right in enumerate(clean) if right and not r.robust[i]} for name, r in own.items()}
+    broken = {name: worst.broken(r) for name, r in own.items()}
     attacks = sorted(broken, key=lambda name: (-len(broken[name]), name))
     by = Counter(
         frozenset(k for k, name in enumerate(attacks) if i in broken[name]) for i, right in enumerate(clean) if right

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from robench import recipe, registry
-from robench.results import Failure, Store, named
+from robench.part import held, unfinished
+from robench.results import Failure, Store, named, safe
 from robench.suite import SUITES
 
 
@@ -31,7 +32,8 @@ def listing(what: str, results: Path) -> tuple[list[str], list[list[str]]]:
         return ["suite", "columns", "dataset", ""], rows
     if what == "results":
         rows = []
-        for record in Store(results).records():
+        begun = unfinished(results)[0]
+        for record in Store(results).records() if any((results / "cells").glob("*.json")) or not begun else ():
             source = record.source.name if record.source else "white-box"
             bits = () if isinstance(record, Failure) else record.robust
             robust = f"{100 * sum(bits) / len(bits):.2f}" if bits else "failed"
@@ -40,7 +42,15 @@ def listing(what: str, results: Path) -> tuple[list[str], list[list[str]]]:
             name = named(record.subject, answers)
             robust += " (not adaptive)" if answers and not answers.adaptive and not cell.source else ""
             rows.append([cell.key[:12], name, source, cell.attack, str(cell.threat), str(cell.count), robust])
-        return ["cell", "checkpoint", "source", "attack", "threat", "n", "robust %"], rows
+        for parts in begun:
+            first, cell = parts[0], parts[0].cell
+            source = first.source.name if first.source else "white-box"
+            done = f"unfinished: {held(parts)} images"
+            name = named(first.subject, cell.inference)
+            rows.append([cell.key[:12], name, source, cell.attack, str(cell.threat), str(cell.count), done])
+        return ["cell", "checkpoint", "source", "attack", "threat", "n", "robust %"], [
+            list(map(safe, row)) for row in rows
+        ]
     table = {
         kind.kind + "s": kind for kind in (registry.METHODS, registry.ATTACKS, registry.DATASETS, registry.MODELS)
     }[what]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import io
+from dataclasses import dataclass
 
 import torch
 from PIL import Image
@@ -12,8 +14,9 @@ from robench import verdict
 from robench.attacks import attack_for, options_of
 from robench.checkpoint import Checkpoint
 from robench.data import Images
-from robench.door import Ensemble
+from robench.door import Door, Ensemble, frozen
 from robench.errors import UsageError
+from robench.exhibits import Example, Pictures
 from robench.protocols import Attack
 from robench.registry import ATTACKS
 from robench.results import Cell, Result
@@ -24,9 +27,28 @@ GAP = 2  # white pixels between pictures
 SCALE = 4  # pictures of 32 pixels are small on a screen of today
 
 
-def again(
-    result: Result, checkpoint: Checkpoint, sources: list[Checkpoint], images: Images, count: int
-) -> tuple[Tensor, Tensor, list[int], list[int]]:
+@dataclass(frozen=True)
+class Again:
+    """Images that were attacked once more.
+
+    Attributes:
+        numbers: which of the result's, n of them.
+        clean: the images, (n, ...).
+        adv: what the attack made of them, (n, ...).
+        labels: their classes.
+        answers: what the model says of the adversarial ones.
+        left: the numbers of those that were not broken again.
+    """
+
+    numbers: list[int]
+    clean: Tensor
+    adv: Tensor
+    labels: list[int]
+    answers: list[int]
+    left: list[int]
+
+
+def again(result: Result, checkpoint: Checkpoint, sources: list[Checkpoint], images: Images, count: int) -> Again:
     """Attack the first `count` broken images of a result once more, as it was done then.
 
     Args:
@@ -35,9 +57,6 @@ def again(
         sources: what to craft on; empty for white-box.
         images: all of the result's, on the device to compute on.
         count: how many.
-
-    Returns:
-        Clean and adversarial images, (n, ...); their numbers; and those of them that were not broken again.
 
     Raises:
         UsageError: if the record is of other images, or of an attack that is no longer the same.
@@ -70,7 +89,9 @@ def again(
         source=None if not sources else crafted_on,
     )
     left = [number for number, robust in zip(lost, ran.robust[keep].tolist(), strict=True) if robust]
-    return images.x(every[lost]), ran.adv[keep], lost, left
+    with frozen(nets), verdict.exact(), torch.no_grad():
+        answers = Door(nets, images.classes)(ran.adv[keep]).argmax(1).tolist()
+    return Again(lost, images.x(every[lost]), ran.adv[keep], images.y[lost].tolist(), answers, left)
 
 
 def _attack(cell: Cell) -> Attack:
@@ -93,9 +114,7 @@ def _attack(cell: Cell) -> Attack:
 
 def grid(clean: Tensor, adv: Tensor) -> bytes:
     """A PNG with a row for each image: clean, adversarial, and their difference about grey, amplified to full range."""
-    difference = adv - clean
-    reach = difference.abs().flatten(1).amax(1).clamp_min(1e-12).view(-1, 1, 1, 1)
-    columns = [clean, adv, 0.5 + difference / (2 * reach)]
+    columns = [clean, adv, amplified(clean, adv)]
     large = [each.repeat_interleave(SCALE, 2).repeat_interleave(SCALE, 3) for each in columns]
     count, channels, height, width = large[0].shape
     sheet = torch.ones(channels, count * (height + GAP) - GAP, 3 * (width + GAP) - GAP)
@@ -103,8 +122,30 @@ def grid(clean: Tensor, adv: Tensor) -> bytes:
         for row, image in enumerate(part.cpu().float()):
             top, left = row * (height + GAP), column * (width + GAP)
             sheet[:, top : top + height, left : left + width] = image
-    shown = (sheet.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)
-    picture = Image.fromarray(shown[..., 0].numpy() if channels == 1 else shown[..., :3].contiguous().numpy())
+    return png(sheet)
+
+
+def amplified(clean: Tensor, adv: Tensor) -> Tensor:
+    """The difference of images about grey, (n, ...), each amplified until it is half the range."""
+    difference = adv - clean
+    return 0.5 + difference / (2 * difference.abs().flatten(1).amax(1).clamp_min(1e-12).view(-1, 1, 1, 1))
+
+
+def png(image: Tensor) -> bytes:
+    """A PNG of an image in [0, 1], (channels, height, width): grey for one channel, else the first three as colours."""
+    shown = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu()
+    if shown.shape[2] == 2:
+        raise UsageError("images of two channels cannot be drawn")
+    picture = Image.fromarray(shown[..., 0].numpy() if shown.shape[2] == 1 else shown[..., :3].contiguous().numpy())
     stream = io.BytesIO()
     picture.save(stream, format="PNG")
     return stream.getvalue()
+
+
+def kept(result: Result, made: Again) -> Pictures:
+    """The images that were broken again, for reports."""
+    parts = [made.clean, made.adv, amplified(made.clean, made.adv)]
+    columns = [[base64.b64encode(png(image.float())).decode() for image in part] for part in parts]
+    every = zip(made.numbers, made.labels, made.answers, *columns, strict=True)
+    found = [Example(*each) for each in every]
+    return Pictures(result.cell.key, tuple(each for each in found if each.number not in made.left))

@@ -25,6 +25,9 @@ class Attack(Protocol):
     itself, as class attributes or methods:
 
         whole = True        it wants all images in one call and makes its own batches.
+        separable = True    though it is `whole`, an image's outcome does not depend on the others, so that ranges of images
+                            may be run apart. Of attacks that are not `whole` this is taken for granted.
+        finds(left, count)  texts about all images, from how many of `count` each of its members left unbroken.
         minimal = True      it looks for the smallest perturbation; what it returns may lie outside the threat's ball and
                             then counts as robust, and the evaluator keeps each image's norm.
         randomised = True   it is made for models that answer differently each time; others are refused there.
@@ -167,3 +170,7 @@ Monitor: TypeAlias = Callable[[Progress], None]
 
 def unwatched(progress: Progress) -> None:
     """A monitor that shows nothing."""
+
+
+def unheard(text: str) -> None:
+    """A listener that does not listen."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -259,7 +260,11 @@ class Recipe:
     published: tuple[Published, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse recipes without stages and names nobody knows."""
+        """Refuse recipes without stages, names nobody knows, and a name of its own that is no folder's."""
+        if not _NAME.fullmatch(self.name):
+            raise UsageError(
+                f"the name {self.name!r} is to name a folder: 1 to 200 visible characters, no / or \\, and no dot in front"
+            )
         if not self.stage:
             raise UsageError(f"recipe {self.name!r} has no [[stage]]")
         if not 0 < self.labels <= 1:
@@ -277,6 +282,8 @@ class Recipe:
             METHODS.entry(stage.method)
 
 
+# a run's folder is named after its recipe, which may be a stranger's
+_NAME = re.compile(r"(?!\.)[^/\\\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]{1,200}")
 _OWN = ("name", "summary", "published")  # never taken from another recipe: they speak of that one alone
 
 

@@ -284,6 +284,7 @@ ATTACKS = Registry(
             options={"loss": "ce"},
             paper="Croce & Hein 2020",
             cost="101 + 100",
+            version=2,
         ),
         _attack(
             "apgd-dlr",
@@ -292,6 +293,7 @@ ATTACKS = Registry(
             options={"loss": "dlr"},
             paper="Croce & Hein 2020",
             cost="101 + 100",
+            version=2,
         ),
         _attack(
             "apgd-t",
@@ -299,6 +301,7 @@ ATTACKS = Registry(
             "Auto-PGD towards nine classes in turn",
             paper="Croce & Hein 2020",
             cost="910 + 900",
+            version=2,
         ),
         _attack(
             "fab-t",
@@ -381,7 +384,7 @@ ATTACKS = Registry(
             "the standard version: APGD-CE, APGD-T, FAB-T and Square in turn",
             paper="Croce & Hein 2020, 2021",
             cost="7,818 + 1,900",
-            version=2,
+            version=3,
         ),
         _attack(
             "autoattack-plus",
@@ -390,6 +393,7 @@ ATTACKS = Registry(
             options={"version": "plus"},
             paper="Croce & Hein 2020",
             cost="9,730 + 7,300",
+            version=2,
         ),
         _attack(
             "autoattack-rand",
@@ -398,6 +402,7 @@ ATTACKS = Registry(
             options={"version": "rand"},
             paper="Croce & Hein 2020",
             cost="4,080 + 4,000",
+            version=2,
         ),
         _attack(
             "torchattacks:",

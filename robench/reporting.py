@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from dataclasses import dataclass
 
+from robench import seeds
+from robench.caption import accuracy, caption
 from robench.diagnosis import Diagnosis
+from robench.doubt import DOUBTED, Doubts, doubts, marked, reasons, smoothing, suspicions, unreliable
 from robench.errors import StoreError
-from robench.registry import ATTACKS
-from robench.results import Failure, Result, Subject, column, named, safe
-from robench.spec import digest
-from robench.threat import Norm, ThreatModel
+from robench.ranking import Ranking, ranking
+from robench.reference import Reference
+from robench.results import Failure, Result, Subject, column, safe
+from robench.sameness import NORMS, TOLD_APART, apart, images_of, ordered, place, rank, unproven
+from robench.seeds import families
+from robench.suite import Column
+from robench.threat import ThreatModel
+from robench.worst import left
 
-R = TypeVar("R", bound=Result | Failure)
-Doubts = Mapping[str, tuple[str, ...]]  # by the digest of a checkpoint, why its numbers are unreliable
-NORMS = list(Norm)
-BLIND = {"torchattacks:Square", "torchattacks:SPSA"}  # of torchattacks, those that see no gradient
-ATTACKS_THAT_SETTLE = {
-    "autoattack",
-    "autoattack-plus",
-    "autoattack-rand",
-    "apgd-t",
-    "fab-t",
-}  # strong enough to suspect the model
+# what tables say of results has one door
+__all__ = ["ABSENT", "DOUBTED", "NORMS", "NOT_MEASURED", "REFERRED", "Doubts", "Table", "accuracy", "apart"]
+__all__ += ["caption", "diagnosis_table", "doubts", "failed", "images_of", "marked", "mean_name", "ordered"]
+__all__ += ["place", "ranked", "reasons", "smoothing", "suspicions", "tables", "unproven", "unreliable"]
 ABSENT = "-"
-TOLD_APART = "v1, v2, or options after the name of an attack: different attacks, since one may be stronger."
-DOUBTED = "!"
+NOT_MEASURED = "as published, not measured here"
+REFERRED = f"{NOT_MEASURED}: figures of others; neither compared nor ranked, and never bold."
 
 
 @dataclass(frozen=True)
@@ -54,13 +52,21 @@ class Table:
         return [" ".join(filter(None, parts)) for parts in zip(*self.header, strict=True)]
 
 
-def tables(records: Iterable[Result | Failure], which: str = "all", diagnoses: Iterable[Diagnosis] = ()) -> list[Table]:
+def tables(
+    records: Iterable[Result | Failure],
+    which: str = "all",
+    diagnoses: Iterable[Diagnosis] = (),
+    intervals: bool = False,
+    references: Sequence[Reference] = (),
+) -> list[Table]:
     """The paper-style tables of some records, one set per data set, images and seed; never mixed.
 
     Args:
         records: results and failures.
         which: `white-box`, `transfer` or `all`.
         diagnoses: of some checkpoints; those that failed are marked.
+        intervals: whether every accuracy has its interval beside it.
+        references: figures that others measured, rows of the white-box table.
 
     Raises:
         StoreError: if there is nothing of that kind.
@@ -76,9 +82,9 @@ def tables(records: Iterable[Result | Failure], which: str = "all", diagnoses: I
         where = place(group, groups)
         told = (TOLD_APART,) if any(result.cell.attack not in asked for result in part) else ()
         if which in ("all", "white-box") and any(not r.cell.source for r in part):
-            made.append(_white_box(part, where, doubted, told))
+            made.append(_white_box(part, where, doubted, told, intervals, references))
         if which in ("all", "transfer"):
-            made += _transfer(part, where, doubted, told)
+            made += _transfer(part, where, doubted, told, intervals)
     failures = [record for record in everything if isinstance(record, Failure)]
     if not made and not failures:
         raise StoreError(f"no {which} results among {len(everything)} records: robench evaluate, see --help")
@@ -87,142 +93,133 @@ def tables(records: Iterable[Result | Failure], which: str = "all", diagnoses: I
     return made
 
 
-def place(group: tuple[str, str, int, int], groups: Sequence[tuple[str, str, int, int]]) -> str:
-    """What tables are about, in words; which images and seed only where several of a data set would look alike."""
-    dataset, images, count, seed = group
-    many = sum(other[0] == dataset for other in groups) > 1
-    return f"{safe(dataset)}, {count:,} test images" + (f" {images[:8]}, attack seed {seed}" if many else "")
+@dataclass(frozen=True)
+class _Column:
+    """One column of the white-box table.
 
-
-def apart(records: Iterable[R]) -> list[R]:
-    """Records in which whatever must not be taken for one another has another name.
-
-    A checkpoint that answers in another way, such as smoothed, is a checkpoint of its own. An attack of which these records
-    of the same images hold several versions, or several sets of options in one norm, is an attack for each.
+    Attributes:
+        head: three levels.
+        bits: by the digest of a checkpoint, which images are right; absent where not evaluated.
+        asked: the attack, where the column is of a single one.
+        alone: digests of smoothed checkpoints whose attack here did not climb through the augmentations.
     """
-    made = [_apart(record) if record.cell.inference else record for record in records]
-    versions: dict[object, set[int]] = {}
-    options: dict[object, list[dict[str, object]]] = {}
-    for record in made:
-        versions.setdefault(_named(record), set()).add(record.cell.version)
-        options.setdefault(_tuned(record), []).append(dict(record.cell.options))
-    told = {key: _differing(several) for key, several in options.items()}
-    return [_called(r, len(versions[_named(r)]) > 1, told[_tuned(r)]) for r in made]
+
+    head: tuple[str, str, str]
+    bits: Mapping[str, Sequence[bool]]
+    asked: Column | None = None
+    alone: frozenset[str] = frozenset()
 
 
-def _named(record: Result | Failure) -> object:
-    """What records share whose attacks a table would call the same."""
-    return images_of(record), record.cell.attack
-
-
-def _tuned(record: Result | Failure) -> object:
-    """What records share whose attacks have the same options: transfer has no early stop, and norms have their own."""
-    return (
-        *images_of(record),
-        record.cell.attack,
-        record.cell.version,
-        record.cell.threat.norm,
-        bool(record.cell.source),
-    )
-
-
-def _differing(options: Sequence[Mapping[str, object]]) -> list[str]:
-    """The options that are not the same in all of several sets."""
-    names = sorted({name for each in options for name in each})
-    return [name for name in names if len({digest(each.get(name)) for each in options}) > 1]
-
-
-def _called(record: R, version: bool, options: Sequence[str]) -> R:
-    """A record whose attack is called by its version or by some options, too, where those tell it apart."""
-    cell = record.cell
-    told = [f"v{cell.version}"] if version else []
-    told += [", ".join(f"{name}={cell.options.get(name)}" for name in options)] if options else []
-    return replace(record, cell=replace(cell, attack=" ".join([cell.attack, *told]))) if told else record
-
-
-def _row_of(attack: str) -> str:
-    """The registry's name for an attack: without its options, and without what `apart` adds."""
-    return re.split("[@ ]", attack, maxsplit=1)[0]
-
-
-def _apart(record: R) -> R:
-    inference = record.cell.inference
-    assert inference is not None
-    sha256 = f"{record.cell.checkpoint}+{digest(replace(inference, adaptive=False))[:16]}"
-    who = replace(record.subject, name=named(record.subject, inference), sha256=sha256)
-    return replace(record, subject=who, cell=replace(record.cell, checkpoint=sha256))
-
-
-def unproven(results: Iterable[Result]) -> list[Result]:
-    """White-box results of smoothed classifiers that say nothing alone.
-
-    Their attacks do not climb through the augmentations, and no attack at the same threat that does stands beside them.
-    """
-    smoothed = [r for r in results if r.cell.inference and not r.cell.source]
-    proven = {_where(r) for r in smoothed if _adaptive(r)}
-    return [r for r in smoothed if not _adaptive(r) and _where(r) not in proven]
-
-
-def _where(result: Result) -> tuple[object, ...]:
-    """Which checkpoint, answering how, on which images at which threat."""
-    answers = result.cell.inference and replace(result.cell.inference, adaptive=False)
-    return (*images_of(result), result.cell.checkpoint, digest(answers), result.cell.threat)
-
-
-def _adaptive(result: Result) -> bool:
-    return result.cell.inference is not None and result.cell.inference.adaptive
-
-
-def images_of(result: Result | Failure) -> tuple[str, str, int, int]:
-    """What results must share to stand in one table: data set, images, how many, and the seed of the attacks."""
-    return result.subject.dataset, result.cell.data, result.cell.count, result.cell.seed
-
-
-def _white_box(results: Sequence[Result], where: str, doubted: Doubts, told: Sequence[str]) -> Table:
+def _white_box(
+    results: Sequence[Result],
+    where: str,
+    doubted: Doubts,
+    told: Sequence[str],
+    intervals: bool,
+    references: Sequence[Reference],
+) -> Table:
     """Rows: checkpoints, supervised first. Columns: clean, threats somebody trained against, unseen threats, worst."""
     subjects = _subjects(results)
-    alone = unproven(results)
-    bits = {
-        (r.cell.checkpoint, r.cell.attack, r.cell.threat): r for r in results if not r.cell.source and r not in alone
-    }
-    seen = {subject.threat for subject in subjects}
-    columns = sorted(
-        {(r.cell.attack, r.cell.threat) for r in results if not r.cell.source},
-        key=lambda c: (c[1] not in seen, NORMS.index(c[1].norm), c[1].eps, _rank(c[0]), c[0]),
-    )
-    threats = list(dict.fromkeys(threat for _, threat in columns))
-    head: list[tuple[str, str, str]] = [("", "", "checkpoint"), ("", "", "clean")]
-    for threat in threats:
-        kind = "seen" if threat in seen else "unseen"
-        names = [attack for attack, at in columns if at == threat]
-        head += [(kind, str(threat), safe(name)) for name in names]
-        head += [(kind, str(threat), "worst")] if _several(results, threat) else []
-    head += [("", "", "worst of all")] if len(threats) > 1 else []
-    rows = []
-    for subject in subjects:
-        every = [r for r in results if r.cell.checkpoint == subject.sha256]
-        own = [r for r in every if r not in alone]
-        asked = _asked(results, smoothed=every[0].cell.inference is not None)
-        row = [marked(subject, doubted), accuracy([every[0].clean])]
-        for threat in threats:
-            for name in [attack for attack, at in columns if at == threat]:
-                found = bits.get((subject.sha256, name, threat))
-                row.append(accuracy([found.robust]) if found else ABSENT)
-            if _several(results, threat):
-                row.append(_worst([r for r in own if r.cell.threat == threat], [c for c in asked if c[1] == threat]))
-        if len(threats) > 1:
-            row.append(_worst(own, asked))
-        rows.append((safe(subject.group), *row))
+    columns = _columns(results, subjects)
+    grid = [[column.bits.get(subject.sha256) for subject in subjects] for column in columns]
+    fit = [[None if s.sha256 in column.alone else column.bits.get(s.sha256) for s in subjects] for column in columns]
+    found = ranked(fit, subjects, doubted)
+    several = families(subjects)
+    rows: list[tuple[str, ...]] = []
+    bold: set[tuple[int, int]] = set()
+    for i, subject in enumerate(subjects):
+        own = [column[i] for column in grid]
+        kin = next((each for each in several if subject in each), ())
+        cells = [ABSENT if bits is None else accuracy([bits], intervals) for bits in own]
+        bold |= {(len(rows), place + 3) for place in range(len(columns)) if (i, place) in found.wins}
+        rows.append(
+            (safe(subject.group), marked(subject, doubted), f"seed {subject.seed}" if kin else "1 seed", *cells)
+        )
+        if kin and subject == [each for each in subjects if each in kin][-1]:
+            at = [subjects.index(each) for each in kin]
+            means = [seeds.over([column[k] for k in at]) for column in grid]
+            bold |= {(len(rows), p + 3) for p in range(len(columns)) if all((k, p) in found.wins for k in at)}
+            name = mean_name(kin, doubted)
+            rows.append(
+                (safe(subject.group), name, f"{len(kin)} seeds", *(mean[0] if mean else ABSENT for mean in means))
+            )
+    lines, said = _referred(references, results, columns, intervals)
+    head = [("", "", "checkpoint"), ("", "", "seeds"), *(column.head for column in columns)]
     notes = [
         "Accuracy in per cent; a robust accuracy is an upper bound, as strong as the attacks are.",
         "seen: a checkpoint of this table trained against that threat; unseen: none did.",
         "worst: still right under every attack at that threat, transfer included; worst of all: under every cell.",
         f"{ABSENT}: not evaluated; for a worst case, not evaluated under all of its attacks.",
+        *caption([bits for column in grid for bits in column if bits is not None], found, intervals),
+        *(["a +- b: mean and standard deviation (n - 1) over the training seeds of one recipe."] if several else []),
+        *said,
         *told,
     ]
     notes += [safe(text) for text in (*_said(results), *smoothing(results), *suspicions(results))]
     notes += unreliable(subjects, doubted)
-    return Table(f"White-box accuracy, {where}", tuple(zip(*head, strict=True)), tuple(rows), tuple(notes))
+    made = tuple(zip(*head, strict=True))
+    return Table(f"White-box accuracy, {where}", made, (*rows, *lines), tuple(notes), frozenset(bold))
+
+
+def _columns(results: Sequence[Result], subjects: Sequence[Subject]) -> list[_Column]:
+    """Clean, every attack at every threat with the worst of each, and the worst of all."""
+    alone = unproven(results)
+    proven = [r for r in results if r not in alone]
+    seen = {subject.threat for subject in subjects}
+    kinds = sorted(
+        {(r.cell.attack, r.cell.threat) for r in results if not r.cell.source},
+        key=lambda c: (c[1] not in seen, NORMS.index(c[1].norm), c[1].eps, rank(c[0]), c[0]),
+    )
+    threats = list(dict.fromkeys(threat for _, threat in kinds))
+    made = [_Column(("", "", "clean"), {r.cell.checkpoint: r.clean for r in reversed(results)})]
+    for threat in threats:
+        above = ("seen" if threat in seen else "unseen", str(threat))
+        for attack in [attack for attack, at in kinds if at == threat]:
+            own = [r for r in proven if not r.cell.source and (r.cell.attack, r.cell.threat) == (attack, threat)]
+            bits = {r.cell.checkpoint: r.robust for r in own}
+            blind = frozenset(r.cell.checkpoint for r in own if r.cell.inference and not r.cell.inference.adaptive)
+            made.append(_Column((*above, safe(attack)), bits, Column(attack, attack, threat), blind))
+        if _several(results, threat):
+            made.append(_Column((*above, "worst"), _worst(results, proven, subjects, threat)))
+    if len(threats) > 1:
+        made.append(_Column(("", "", "worst of all"), _worst(results, proven, subjects)))
+    return made
+
+
+def ranked(grid: Sequence[Sequence[Sequence[bool] | None]], subjects: Sequence[Subject], doubted: Doubts) -> Ranking:
+    """Which numbers of a grid of columns beat every other row's; a doubted row is in no comparison."""
+    doubtful = [bool(reasons(subject, doubted)) for subject in subjects]
+    fit = [[None if bad else bits for bits, bad in zip(column, doubtful, strict=True)] for column in grid]
+    return ranking(fit, [seeds.family(subject) for subject in subjects])
+
+
+def mean_name(kin: Sequence[Subject], doubted: Doubts) -> str:
+    """What the mean over seeds is called: the recipe's name, with a mark if any of the seeds has one."""
+    first = min(kin, key=lambda subject: (len(subject.name), subject.seed))
+    mark = f" {DOUBTED}" if any(reasons(subject, doubted) for subject in kin) else ""
+    return f"{safe(first.name)}, mean{mark}"
+
+
+def _referred(
+    references: Sequence[Reference], results: Sequence[Result], columns: Sequence[_Column], intervals: bool
+) -> tuple[list[tuple[str, ...]], list[str]]:
+    """Rows of figures that others measured, and what to say of them."""
+    own = [each for each in references if each.dataset == results[0].subject.dataset]
+    rows, notes = [], []
+    for name in dict.fromkeys(each.name for each in own):
+        lines = [each for each in own if each.name == name]
+        cells = [
+            next((text for each in lines if (text := each.at(c.asked, intervals))), ABSENT) if c.asked else ABSENT
+            for c in columns[1:]
+        ]
+        clean = next((text for each in lines if (text := each.at(None, intervals))), ABSENT)
+        rows.append((NOT_MEASURED, safe(name), ABSENT, clean, *cells))
+        notes += [safe(text) for text in dict.fromkeys(each.said for each in lines)]
+        for each in lines:
+            if each.robust is not None and not any(each.at(c.asked, intervals) for c in columns[1:] if c.asked):
+                shown = f"{each.attack} {each.threat} {each.text(each.robust, intervals)}"
+                notes.append(safe(f"{name}: {shown}, of which no checkpoint here has a number."))
+    return rows, [*([REFERRED] if rows else []), *notes]
 
 
 def diagnosis_table(record: Diagnosis) -> Table:
@@ -235,49 +232,14 @@ def diagnosis_table(record: Diagnosis) -> Table:
         f"On the {record.correct} of {record.count} images the model gets right; seed {record.seed}.",
         "suspect: look closer, stronger attacks may find more; fail: the robust accuracy is unreliable.",
         "Passing every indicator does not prove robustness; adaptive attacks are still needed.",
+        *(
+            [f"Failed: {', '.join(record.failed)}; independent signs: {', '.join(record.kinds)}."]
+            if record.failed
+            else []
+        ),
     )
     head = ("id", "indicator", "measured", "verdict", "seen", "fires when")
     return Table(f"Diagnosis of {safe(record.name)} at {record.threat}", (head,), rows, notes)
-
-
-def doubts(results: Iterable[Result], diagnoses: Iterable[Diagnosis] = ()) -> Doubts:
-    """Why the numbers of some checkpoints are unreliable, by digest; no ranking and no bold type may hold those.
-
-    Args:
-        results: whose flags, from the look every evaluation takes at its model, count.
-        diagnoses: whose failed indicators count.
-    """
-    found: dict[str, set[str]] = {}
-    for result in results:
-        if result.flags:
-            found.setdefault(result.cell.checkpoint, set()).update(result.flags)
-    made = {digest: sorted(flags) for digest, flags in found.items()}
-    for diagnosis in diagnoses:
-        failed = [f"{row.id} {row.name} ({row.reason})" for row in diagnosis.rows if row.verdict == "fail"]
-        if failed:
-            said = f"at {diagnosis.threat} {', '.join(failed)}"
-            made.setdefault(diagnosis.checkpoint, []).append(said)
-    return {digest: tuple(dict.fromkeys(reasons)) for digest, reasons in made.items()}
-
-
-def reasons(subject: Subject, doubted: Doubts) -> tuple[str, ...]:
-    """Why the numbers of a table's row are unreliable; a smoothed classifier has the doubts of what it smooths."""
-    base = subject.sha256.partition("+")[0]
-    return tuple(dict.fromkeys([*doubted.get(subject.sha256, ()), *doubted.get(base, ())]))
-
-
-def marked(subject: Subject, doubted: Doubts) -> str:
-    """A checkpoint's name cell, with a mark where its numbers are unreliable."""
-    return f"{safe(subject.name)} {DOUBTED}" if reasons(subject, doubted) else safe(subject.name)
-
-
-def unreliable(subjects: Iterable[Subject], doubted: Doubts) -> list[str]:
-    """What stands below a table about its marked rows."""
-    return [
-        safe(f"{subject.name} {DOUBTED} unreliable, and in no ranking: {'; '.join(why)}.")
-        for subject in subjects
-        if (why := reasons(subject, doubted))
-    ]
 
 
 def _said(results: Sequence[Result]) -> list[str]:
@@ -293,95 +255,28 @@ def _said(results: Sequence[Result]) -> list[str]:
     return sorted(f"{name}, {', '.join(sorted(set(which)))}: {note}." for (name, note), which in about.items())
 
 
-def suspicions(results: Sequence[Result]) -> list[str]:
-    """What union and transfer find that white-box attacks miss: a sign of masked gradients, or of weak attacks.
-
-    Said from two images and 0.2 per cent on, for each checkpoint, set of images and threat with white-box results.
-
-    Source: the check of AutoAttack on Square (Croce & Hein 2020), widened to transfer and compared image by image.
-    """
-    texts = []
-    cases = {(r.cell.checkpoint, r.cell.data, r.cell.threat) for r in results}
-    for checkpoint, images, threat in sorted(cases, key=str):
-        part = [r for r in results if (r.cell.checkpoint, r.cell.data, r.cell.threat) == (checkpoint, images, threat)]
-        white = [r for r in part if _sees_gradients(r)]
-        if not white:
-            continue
-        left = [all(bits) for bits in zip(*(r.robust for r in white), strict=True)]
-        found: dict[str, int] = {}
-        beyond = set()
-        for r in part:
-            images_beyond = {
-                i for i, (mine, theirs) in enumerate(zip(left, r.robust, strict=True)) if mine and not theirs
-            }
-            if r not in white and images_beyond:
-                via = f" from {r.source.name}" if r.source else ""
-                found[r.cell.attack + via] = len(images_beyond)
-                beyond |= images_beyond
-        if len(beyond) < max(2, 0.002 * len(left)):
-            continue
-        settles = "autoattack-rand" if part[0].cell.inference else "autoattack"
-        strong = any(map(_settles, white))
-        advice = "suspect masked gradients" if strong else f"weak attacks or masked gradients: add --attack {settles}"
-        which = ", ".join(f"{name} {count}" for name, count in sorted(found.items()))
-        texts.append(
-            f"{part[0].subject.name} at {threat}: {len(beyond)} of {len(left)} images are broken by black-box attacks alone "
-            f"({which}); {advice}."
-        )
-    return texts
-
-
-def _settles(result: Result) -> bool:
-    """Whether an attack is strong enough, at its full budget, to suspect the model rather than the attack."""
-    options = result.cell.options
-    full = all(options.get(name, least) >= least for name, least in (("steps", 100), ("queries", 5000)))
-    return full and _row_of(result.cell.attack) in ATTACKS_THAT_SETTLE
-
-
-def _sees_gradients(result: Result) -> bool:
-    """Whether a result is of a white-box attack; one that no registry row describes is taken for one.
-
-    Of a smoothed classifier's gradients an attack sees something only if it climbs through the augmentations.
-    """
-    if result.cell.inference is not None and not result.cell.inference.adaptive:
-        return False
-    name = _row_of(result.cell.attack)
-    if name in BLIND:
-        return False
-    row = ATTACKS.rows.get(name)
-    return not result.cell.source and (row is None or row.facts["knowledge"] in ("white-box", "varies"))
-
-
 def _asked(results: Sequence[Result], *, smoothed: bool) -> list[tuple[str, ThreatModel]]:
     """The white-box columns that a row of its kind can have: who attacks through augmentations needs some."""
     kin = [r for r in results if not r.cell.source and (r.cell.inference is not None) is smoothed]
     return list(dict.fromkeys((r.cell.attack, r.cell.threat) for r in kin))
 
 
-def smoothing(results: Iterable[Result]) -> list[str]:
-    """How smoothed classifiers answer, and which of their numbers are left out, in words."""
-    every = [r for r in results if r.cell.inference]
-    texts = set()
-    for r in every:
-        assert r.cell.inference is not None
-        look = ", ".join(f"{key} {value}" for key, value in sorted(r.cell.inference.augment.items()))
-        what = "votes" if r.cell.inference.average == "votes" else "mean probabilities"
-        texts.add(f"{r.subject.name}: {what} over {r.cell.inference.draws} random augmentations ({look}).")
-    left: dict[tuple[str, str], set[str]] = {}
-    for r in unproven(every):
-        left.setdefault((r.subject.name, str(r.cell.threat)), set()).add(r.cell.attack)
-    for (name, threat), attacks in left.items():
-        texts.add(
-            f"{name} at {threat}: {', '.join(sorted(attacks))} did not climb through the augmentations, so the number is "
-            "shown only beside an adaptive one: --attack eot-pgd or autoattack-rand."
-        )
-    return sorted(texts)
+def _worst(
+    results: Sequence[Result], proven: Sequence[Result], subjects: Sequence[Subject], threat: ThreatModel | None = None
+) -> dict[str, Sequence[bool]]:
+    """What every result of a checkpoint leaves, at one threat or at all.
 
-
-def _worst(own: Sequence[Result], columns: Sequence[tuple[str, ThreatModel]]) -> str:
-    """Accuracy under every result of a row; absent while one of its columns is, since fewer attacks look more robust."""
-    there = {(r.cell.attack, r.cell.threat) for r in own if not r.cell.source}
-    return accuracy([r.robust for r in own]) if own and there.issuperset(columns) else ABSENT
+    Absent while one of its columns is, since fewer attacks look more robust.
+    """
+    made: dict[str, Sequence[bool]] = {}
+    for subject in subjects:
+        smoothed = any(r.cell.inference for r in results if r.cell.checkpoint == subject.sha256)
+        asked = [column for column in _asked(results, smoothed=smoothed) if threat in (None, column[1])]
+        own = [r for r in proven if r.cell.checkpoint == subject.sha256 and threat in (None, r.cell.threat)]
+        there = {(r.cell.attack, r.cell.threat) for r in own if not r.cell.source}
+        if own and there.issuperset(asked):
+            made[subject.sha256] = left(r.robust for r in own)
+    return made
 
 
 def _several(results: Sequence[Result], threat: ThreatModel) -> bool:
@@ -389,31 +284,44 @@ def _several(results: Sequence[Result], threat: ThreatModel) -> bool:
     return len({(r.cell.attack, r.cell.source) for r in results if r.cell.threat == threat}) > 1
 
 
-def _transfer(results: Sequence[Result], where: str, doubted: Doubts, told: Sequence[str]) -> list[Table]:
+def _transfer(
+    results: Sequence[Result], where: str, doubted: Doubts, told: Sequence[str], intervals: bool
+) -> list[Table]:
     """One matrix per attack and threat: crafted on the column's model, scored on the row's."""
     made = []
     crossed = [r for r in results if r.cell.source]
     kinds = {(r.cell.attack, r.cell.threat) for r in crossed}
-    for attack, threat in sorted(kinds, key=lambda c: (NORMS.index(c[1].norm), c[1].eps, _rank(c[0]), c[0])):
+    for attack, threat in sorted(kinds, key=lambda c: (NORMS.index(c[1].norm), c[1].eps, rank(c[0]), c[0])):
         part = [r for r in results if (r.cell.attack, r.cell.threat) == (attack, threat)]
-        targets = _subjects(part)
-        sources = ordered({r.source.sha256: r.source for r in part if r.source}.values())
-        bits = {(r.cell.checkpoint, r.cell.source): r.robust for r in part}
-        rows = []
-        for target in targets:
-            row = []
-            for source in sources:
-                own = target.sha256 == source.sha256
-                found = bits.get((target.sha256, "" if own else source.sha256))
-                row.append(ABSENT if found is None else accuracy([found]) + ("*" if own else ""))
-            rows.append((safe(target.group), marked(target, doubted), *row))
-        header = ("target \\ source", *[safe(source.name) for source in sources])
         title = f"Black-box transfer, {safe(attack)} at {threat}, {where}"
-        note = (
-            "Accuracy in per cent of the row's model on images crafted on the column's; * white-box, the same attack."
-        )
-        made.append(Table(title, (header,), tuple(rows), (note, *told, *unreliable(targets, doubted))))
+        made.append(_matrix(title, part, doubted, told, intervals))
     return made
+
+
+def _matrix(title: str, part: Sequence[Result], doubted: Doubts, told: Sequence[str], intervals: bool) -> Table:
+    """Targets are rows and sources columns; where they meet, the attack is white-box and in no comparison."""
+    targets = _subjects(part)
+    sources = ordered({r.source.sha256: r.source for r in part if r.source}.values())
+    bits = {(r.cell.checkpoint, r.cell.source): r.robust for r in part}
+    grid = [[bits.get((target.sha256, source.sha256)) for target in targets] for source in sources]
+    found = ranked(grid, targets, doubted)
+    rows = []
+    for target in targets:
+        row = []
+        for source in sources:
+            own = target.sha256 == source.sha256
+            there = bits.get((target.sha256, "" if own else source.sha256))
+            row.append(ABSENT if there is None else accuracy([there], intervals, "*" if own else ""))
+        rows.append((safe(target.group), marked(target, doubted), *row))
+    header = ("target \\ source", *[safe(source.name) for source in sources])
+    notes = (
+        "Accuracy in per cent of the row's model on images crafted on the column's; * white-box, the same attack.",
+        *caption([r.robust for r in part], found, intervals),
+        *told,
+        *unreliable(targets, doubted),
+    )
+    bold = frozenset((row, column + 2) for row, column in found.wins)
+    return Table(title, (header,), tuple(rows), notes, bold)
 
 
 def failed(failures: Sequence[Failure]) -> Table:
@@ -427,20 +335,3 @@ def failed(failures: Sequence[Failure]) -> Table:
 
 def _subjects(results: Iterable[Result]) -> list[Subject]:
     return ordered({r.subject.sha256: r.subject for r in results}.values())
-
-
-def ordered(subjects: Iterable[Subject]) -> list[Subject]:
-    """Supervised first; within a group those without a threat first, then by name."""
-    return sorted(subjects, key=lambda s: (s.group != "supervised", s.threat is not None, s.name, s.sha256))
-
-
-def _rank(attack: str) -> int:
-    """The attack's place in the registry."""
-    order = list(ATTACKS.rows)
-    return order.index(_row_of(attack)) if _row_of(attack) in order else len(order)
-
-
-def accuracy(columns: Sequence[Sequence[bool]]) -> str:
-    """The share of images that are right in every column, in per cent, to what that many images can resolve."""
-    share = sum(map(all, zip(*columns, strict=True))) / len(columns[0])
-    return f"{100 * share:.{2 if len(columns[0]) >= 1000 else 1}f}"

@@ -19,6 +19,7 @@ from robench.spec import build, digest, plain
 from robench.threat import ThreatModel
 
 FORMAT = 2
+DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, UsageError)
 FLAG = "flag: "  # what a note begins with that says a model is not fit for its numbers
 
 
@@ -224,12 +225,34 @@ class Store:
 
 
 def _sealed(record: Result | Failure) -> dict[str, Any]:
-    table: Any = plain(record)
-    table["cell"] = _table(record.cell)
+    table = plain_record(record)
     if isinstance(record, Result):
-        table["clean"], table["robust"] = pack(record.clean), pack(record.robust)
-    table = {"format": FORMAT, "kind": type(record).__name__.lower(), **table}
-    return {**table, "digest": digest(table)}
+        table |= {"clean": pack(record.clean), "robust": pack(record.robust)}
+    return sealed(FORMAT, type(record).__name__.lower(), table)
+
+
+def plain_record(record: Any) -> dict[str, Any]:
+    """A dataclass with a field `cell` as a table, the cell as it is digested."""
+    table: Any = plain(record)
+    return {**table, "cell": _table(record.cell)}
+
+
+def sealed(number: int, kind: str, table: Mapping[str, Any]) -> dict[str, Any]:
+    """A table as it is written: with its format, its kind, and a digest of all."""
+    whole = {"format": number, "kind": kind, **table}
+    return {**whole, "digest": digest(whole)}
+
+
+def unsealed(path: Path) -> dict[str, Any]:
+    """What `sealed` made, read from a file.
+
+    Raises:
+        Any of `DAMAGE`: if it is not what was written.
+    """
+    table: dict[str, Any] = json.loads(path.read_bytes())
+    if digest({key: value for key, value in table.items() if key != "digest"}) != table.pop("digest"):
+        raise ValueError("its content is not what was written: the digest differs")
+    return table
 
 
 def migrated(table: Mapping[str, Any]) -> dict[str, Any]:
@@ -255,11 +278,7 @@ def read(path: Path) -> Result | Failure:
         StoreError: if it is damaged, or not what its name says.
     """
     try:
-        table = json.loads(path.read_bytes())
-        sealed = table.pop("digest")
-        if digest(table) != sealed:
-            raise ValueError("its content is not what was written: the digest differs")
-        table = migrated(table)
+        table = migrated(unsealed(path))
         del table["format"]
         if table.pop("kind") == "failure":
             failure: Failure = build(Failure, table)
@@ -272,7 +291,7 @@ def read(path: Path) -> Result | Failure:
                 raise ValueError(f"{len(record.norms)} norms for {count} images")
         if path.stem != record.cell.key:
             raise ValueError(f"it describes the cell {record.cell.key}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
+    except DAMAGE as error:
         raise StoreError(f"{path} is damaged: {error}. Move it away and evaluate again") from None
     return record
 

@@ -45,8 +45,7 @@ class Run:
     @property
     def identity(self) -> str:
         """A digest of what decides the weights."""
-        origin = self.encoder.sha256 if self.encoder else None
-        return digest({"recipe": plain(self.recipe), "seed": self.seed, "steps": self.steps, "encoder": origin})
+        return digest(_decisive(self))
 
 
 def finished(run: Run) -> bool:
@@ -71,7 +70,10 @@ def holds(run: Run) -> bool:
     except (ValueError, KeyError, TypeError):
         raise StoreError(f"{marker} is damaged; choose another folder with --out") from None
     if not same:
-        changes = _differences(there.get("recipe"), plain(run.recipe)) or ["the seed, --smoke or --encoder"]
+        now = _decisive(run)
+        changes = _differences(there.get("recipe"), now.pop("recipe"))
+        changes += [each for key, value in now.items() if key in there for each in _differences(there[key], value, key)]
+        changes = changes or ["the seed, --smoke or --encoder"]
         raise UsageError(
             f"{run.folder} holds another run; it differs in {', '.join(changes[:3])}. Choose another folder with --out"
         )
@@ -79,23 +81,47 @@ def holds(run: Run) -> bool:
 
 
 def check_folder(run: Run, resume: bool) -> None:
-    """Refuse a folder that holds a run, unless it is a smoke run or to be resumed."""
+    """Refuse a folder that holds another run, or a finished one that is to be begun again."""
     if run.steps and holds(run):
         return
     if finished(run):
-        raise UsageError(
-            f"{run.folder} holds this run already, finished: robench evaluate {run.folder} --attack pgd-20, "
-            "or train again into another folder with --out"
-        )
-    if holds(run):
         if not resume:
             raise UsageError(
-                f"{run.folder} holds this run, unfinished: go on with --resume, or choose another folder with --out"
+                f"{run.folder} holds this run already, finished: robench evaluate {run.folder} --attack pgd-20, "
+                "or train again into another folder with --out"
             )
-    elif any((run.folder / f"{kind}.json").exists() for kind in ("best", "last")):
+    elif not holds(run) and any((run.folder / f"{kind}.json").exists() for kind in ("best", "last")):
         raise UsageError(
             f"{run.folder} holds a checkpoint that no run of this recipe left; choose another folder with --out"
         )
+
+
+def clear(run: Run) -> None:
+    """Take away everything an earlier process has left of this run; what says what it is goes last."""
+    for name in (
+        "state.pt",
+        "metrics.jsonl",
+        "best.json",
+        "best.safetensors",
+        "last.json",
+        "last.safetensors",
+        "run.json",
+    ):
+        files.remove(run.folder / name)
+
+
+def moved(run: Run) -> list[str]:
+    """What is not as it was when the run in the folder began, of that which a bit may depend on."""
+    there = json.loads((run.folder / "run.json").read_bytes()).get("provenance", {})
+    now = provenance(str(run.device), torch.get_num_threads())
+    keys = ("robench", "torch", "platform", "device", "threads")
+    return [f"{key} {there[key]} then, {now[key]} now" for key in keys if key in there and there[key] != now[key]]
+
+
+def _decisive(run: Run) -> dict[str, Any]:
+    """What decides the weights, in words."""
+    origin = run.encoder.sha256 if run.encoder else None
+    return {"recipe": plain(run.recipe), "seed": run.seed, "steps": run.steps, "encoder": origin}
 
 
 def mark(run: Run) -> None:
@@ -104,19 +130,23 @@ def mark(run: Run) -> None:
         run.folder / "run.json",
         {
             "identity": run.identity,
-            "recipe": plain(run.recipe),
-            "seed": run.seed,
+            **_decisive(run),
             "provenance": provenance(str(run.device), torch.get_num_threads()),
         },
     )
 
 
 def _differences(old: Any, new: Any, where: str = "") -> list[str]:
-    """The paths at which two plain values differ."""
+    """The paths at which two plain values differ, with what stands there."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         paths = [_differences(old.get(k), new.get(k), f"{where}.{k}" if where else k) for k in {**old, **new}]
         return [path for found in paths for path in found]
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         pairs = zip(old, new, strict=True)
         return [path for i, (a, b) in enumerate(pairs) for path in _differences(a, b, f"{where}.{i}")]
-    return [] if old == new else [where]
+    return [] if old == new else [f"{where or 'the recipe'} ({_short(old)} there, {_short(new)} here)"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:36]} ..."

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from robench.caption import accuracy, percent
 from robench.errors import StoreError, UsageError, nearest
-from robench.reporting import accuracy
 from robench.results import FLAG, Cell, Failure, Result, Subject, named, read, safe
+from robench.statistic import interval
 
 
 def find(folder: Path, text: str) -> Result | Failure:
@@ -101,9 +102,9 @@ def _who(subject: Subject) -> str:
 
 
 def _came(result: Result) -> Iterator[tuple[str, str]]:
-    n, lost = result.cell.count, broken(result)
-    yield "clean accuracy", f"{accuracy([result.clean])} % ({sum(result.clean)} of {n})"
-    yield "robust accuracy", f"{accuracy([result.robust])} % ({sum(result.robust)} of {n}), an upper bound"
+    lost = broken(result)
+    yield "clean accuracy", _share(result.clean)
+    yield "robust accuracy", f"{_share(result.robust)}; an upper bound"
     yield "largest found", f"{result.largest:.6g} of {result.cell.threat.eps:.6g}"
     if result.median_norm is not None:
         yield "median norm", f"{result.median_norm:.4g} of the smallest perturbation found"
@@ -113,6 +114,11 @@ def _came(result: Result) -> Iterator[tuple[str, str]]:
     for note in result.notes:
         yield ("flag", note.removeprefix(FLAG)) if note.startswith(FLAG) else ("note", note)
     yield "images broken", f"{len(lost)}: {' '.join(map(str, lost))}" if lost else "none"
+
+
+def _share(bits: Sequence[bool]) -> str:
+    n, (low, high) = len(bits), interval(sum(bits), len(bits))
+    return f"{accuracy([bits])} % ({sum(bits)} of {n}), 95 % interval {percent(low, n)} to {percent(high, n)}"
 
 
 def _cost(result: Result) -> Iterator[str]:

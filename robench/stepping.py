@@ -35,7 +35,14 @@ class Stepper:
         for group in self.optimiser.param_groups:
             group["lr"] = self._stage.optimiser.lr * rate
 
-    def step(self, method: Method, nets: Nets, parts: Sequence[Callable[[], Batch]], at: Moment) -> dict[str, Tensor]:
+    def step(
+        self,
+        method: Method,
+        nets: Nets,
+        parts: Sequence[Callable[[], Batch]],
+        at: Moment,
+        note: Callable[[Tensor], None] = lambda loss: None,
+    ) -> dict[str, Tensor]:
         """Move the weights once.
 
         Args:
@@ -43,6 +50,7 @@ class Stepper:
             nets: the networks.
             parts: makes each part of the batch, which may differ in size by one image at most; usually one.
             at: the moment.
+            note: told the loss of each part before anything moves.
 
         Returns:
             The terms and what was measured, detached: the mean over images, on the device.
@@ -55,6 +63,7 @@ class Stepper:
             sizes.append(len(batch.y))
             terms = method.terms(nets, batch, at)
             loss = torch.stack(list(terms.values())).sum()
+            note(loss)
             (loss if len(parts) == 1 else loss * len(batch.y)).backward()
             for name, term in {**terms, **getattr(terms, "measured", {})}.items():
                 weighed = term.detach() if len(parts) == 1 else term.detach() * len(batch.y)

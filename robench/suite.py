@@ -45,6 +45,7 @@ class Suite:
         tables: where published figures are taken from, the first that has one; anywhere when empty.
         notes: what a reader of the table must know.
         clean: whether the table has a column of clean accuracy.
+        whole: whether its published figures are of all test images.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Suite:
     tables: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     clean: bool = True
+    whole: bool = True
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -186,6 +188,7 @@ SUITES = {
                 for label, attack in (("APGD-CE", "apgd-ce"), ("AutoAttack", "autoattack"))
             ),
             notes=(LAST, "The paper has neither attack; published figures are those that others measured."),
+            whole=False,
         ),
     )
 }

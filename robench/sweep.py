@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -16,18 +15,21 @@ from typing import Any
 
 import torch
 
-from robench import comparison, reporting, training
+from robench import comparison, publication, reporting, seeds, training
 from robench import recipe as recipes
 from robench.attacks import attack_for
+from robench.caption import widest
 from robench.checkpoint import Checkpoint, open_checkpoint
 from robench.errors import UsageError
-from robench.evaluation import Engine, Job, usual_threat
+from robench.evaluation import Engine, usual_threat
+from robench.job import Job
 from robench.methods import method_for
 from robench.protocols import Monitor, Progress, unwatched
 from robench.recipe import Published, Recipe
 from robench.reporting import ABSENT, Table
 from robench.results import Failure, Result, Store, safe
 from robench.run import Run, finished, holds
+from robench.signals import listening
 from robench.spec import assignment, digest
 from robench.suite import Column
 from robench.threat import ThreatModel
@@ -205,7 +207,8 @@ def run(points: Sequence[Point], plan: Plan, monitor: Monitor = unwatched) -> It
         told = _numbered(monitor, f"{number}/{len(points)} ")
         wanted = plan.run(point)
         if not finished(wanted):
-            training.train(wanted, resume=holds(wanted), monitor=told)
+            with listening() as asked:
+                training.train(wanted, monitor=told, asked=asked)
         engine = Engine(plan.device, plan.data_root, plan.batch, told)
         trained = open_checkpoint(str(wanted.folder), plan.checkpoints)
         jobs = engine.plan([trained], attacks=plan.attacks, threats=plan.threats, count=plan.count)
@@ -232,10 +235,10 @@ def table(
     lines, used = [], []
     for setting, several in rows.items():
         found = [_figure(several[0][0], figures, column) for column in (None, *columns)]
-        seeds = [[_clean(own) for _, own in several]]
-        seeds += [[_robust(own, *column) for _, own in several] for column in columns]
+        every = [[_clean(own) for _, own in several]]
+        every += [[_robust(own, *column) for _, own in several] for column in columns]
         label = ", ".join(f"{key} = {value}" for key, value in setting) or "as it is"
-        cells = [_over_seeds(bits, figure) for bits, figure in zip(seeds, found, strict=True)]
+        cells = [_over_seeds(bits, figure) for bits, figure in zip(every, found, strict=True)]
         lines.append(("", safe(label), f"{len(several)} seed" + "s" * (len(several) > 1), *cells))
         used += [figure for figure in found if figure is not None]
     head = (
@@ -246,6 +249,10 @@ def table(
         "Accuracy in per cent; mean +- standard deviation (n - 1) over seeds of training, where there are several.",
         "A robust accuracy is an upper bound, as strong as the attack is.",
     ]
+    shown = [bits for record in records if isinstance(record, Result) for bits in (record.clean, record.robust)]
+    if shown:
+        wide = f"{100 * widest(shown):.1f} points to either side"
+        notes.append(f"95 % Wilson intervals of single runs, over the test images, reach up to {wide}.")
     if any(cell.startswith(ABSENT) or " of " in cell for line in lines for cell in line[3:]):
         notes.append(f"{ABSENT}: not evaluated; (a of b): only a of b seeds have a result.")
     if used:
@@ -275,24 +282,19 @@ def _figure(point: Point, figures: Sequence[Published], column: tuple[ThreatMode
         return None
     first = point.recipe.stage[0]
     method: Any = method_for(first.method, first.options)
-    known = {each.name: getattr(method, each.name) for each in fields(method)} | comparison.settings(point.recipe)
+    known = {each.name: getattr(method, each.name) for each in fields(method)} | publication.settings(point.recipe)
     asked = Column(column[1], column[1], column[0]) if column else None
-    return comparison.for_settings(figures, asked, known, [label for label, _ in point.setting])
+    return publication.for_settings(figures, asked, known, [label for label, _ in point.setting])
 
 
-def _over_seeds(seeds: Sequence[Sequence[bool] | None], figure: Published | None = None) -> str:
-    """The mean over seeds with its standard deviation, or the one number there is, and what was published beside it."""
-    there = [bits for bits in seeds if bits is not None]
-    if not there:
-        return ABSENT if figure is None else comparison.beside(ABSENT, figure, None, 1)
-    shares = [100 * sum(bits) / len(bits) for bits in there]
-    decimals = 2 if min(map(len, there)) >= 1000 else 1
-    text = f"{statistics.fmean(shares):.{decimals}f}"
-    if len(shares) > 1:
-        text += f" +- {statistics.stdev(shares):.{decimals}f}"
-    if len(there) < len(seeds):
-        text += f" ({len(there)} of {len(seeds)})"
-    return text if figure is None else comparison.beside(text, figure, statistics.fmean(shares) / 100, decimals)
+def _over_seeds(bits: Sequence[Sequence[bool] | None], figure: Published | None = None) -> str:
+    """The mean over seeds with its standard deviation, and what was published beside it."""
+    found = seeds.over(bits)
+    text, mean = found if found else (ABSENT, None)
+    if figure is None:
+        return text
+    decimals = 2 if min((len(each) for each in bits if each is not None), default=0) >= 1000 else 1
+    return comparison.beside(text, figure, mean, decimals)
 
 
 def _seed(text: str) -> int:

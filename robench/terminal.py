@@ -28,8 +28,8 @@ _STDERR = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def say(message: str) -> None:
-    """One line on stderr, above any bars."""
-    _STDERR.print(Text(message))
+    """One line on stderr, above any bars; what names hold cannot act on the terminal."""
+    _STDERR.print(Text(safe(message)))
 
 
 def rows(head: Sequence[str], lines: Sequence[Sequence[str]]) -> None:

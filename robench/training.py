@@ -1,17 +1,15 @@
 """The one trainer: it owns data, modes, optimiser, schedule, logging and checkpoints; methods bring only their loss.
 
-Data order, augmentation and attack noise are pure functions of (seed, stage, epoch, image), so a resumed run repeats the
-uninterrupted one.
+Data order, augmentation and attack noise are pure functions of (seed, stage, epoch, image), and what code from elsewhere draws
+from the global generator is one of (seed, stage, epoch, step), so a resumed run repeats the uninterrupted one, bit for bit.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from robench import checkpoint, data, files, unlabelled
+from robench import state as states
 from robench.admission import check_extra, check_stages, pseudo_share
 from robench.arithmetic import Arithmetic, check_precision
 from robench.attacks.pgd import PGD
@@ -27,7 +26,7 @@ from robench.checkpoint import Checkpoint
 from robench.data import Images, Split
 from robench.door import frozen
 from robench.errors import CheckpointError, TrainingError, UsageError
-from robench.meter import Meter, spend
+from robench.keeping import LOOK_EVERY, Health, Keeper, log
 from robench.methods import method_for
 from robench.models import Nets
 from robench.noise import ImageGenerator, seed_of
@@ -35,45 +34,49 @@ from robench.probe import probe
 from robench.protocols import Batch, Method, Moment, Monitor, Progress, unwatched
 from robench.provenance import provenance
 from robench.recipe import Recipe, Stage
-from robench.run import Run, check_folder, holds, mark
+from robench.run import Run, check_folder, clear, finished, holds, mark
+from robench.signals import Asked
+from robench.state import State
 from robench.stepping import Stepper
 from robench.threat import ThreatModel
 
-SAVE_EVERY = 30.0  # seconds between saved states
 FULL = "full stage here"  # the progress value that tells how long a smoke run's stage would take in full
 
 
-@dataclass
-class _State:
-    """Where a run is, as it is saved: stage, epochs finished in it, best score, pseudo-labels, the cost of stages."""
-
-    stage: int = 0
-    epoch: int = 0
-    best: float = -1.0
-    log: list[dict[str, Any]] = field(default_factory=list)
-    pseudo: Tensor | None = None
-    cost: list[dict[str, float]] = field(default_factory=list)
-
-
-def train(run: Run, *, resume: bool = False, monitor: Monitor = unwatched) -> Checkpoint:
-    """Train a recipe, stage by stage.
+def train(run: Run, *, resume: bool = True, monitor: Monitor = unwatched, asked: Asked | None = None) -> Checkpoint:
+    """Train a recipe, stage by stage; what an interrupted run of it has left in the folder is gone on with.
 
     Args:
         run: what and where.
-        resume: go on from the state an earlier, interrupted run left.
+        resume: False to begin again, whatever an interrupted run has left.
         monitor: told about every step.
+        asked: looked at after every step, see `signals.listening`.
 
     Returns:
         The checkpoint to evaluate: the best epoch of the last stage by the validation split, where its method picks by it,
-        else the last epoch.
+        else the last epoch. At once if the folder holds it already.
 
     Raises:
-        UsageError: for a recipe that cannot be run, or a folder that holds another run.
+        UsageError: for a recipe that cannot be run, or a folder that holds another run, or that another process trains into.
         DataError: if the data is absent.
         TrainingError: if the loss stops being finite; the last good state stays.
+        StoppedError: if it was asked to stop; the same call goes on where it stopped.
+        StoreError: if a file cannot be written; what was written before is whole.
     """
     files.check_writable(run.folder.parent)
-    check_folder(run, resume)
+    with ExitStack() as held:
+        if run.folder.is_dir():
+            held.enter_context(files.lock(run.folder))
+            checkpoint.settle(run.folder)
+        check_folder(run, resume)
+        if not run.steps and finished(run):
+            return checkpoint.open_checkpoint(str(run.folder), run.folder.parent)
+        devices = [run.device] if run.device.type == "cuda" else []
+        held.enter_context(torch.random.fork_rng(devices=devices))
+        return _train(run, resume, monitor, asked or Asked(), held)
+
+
+def _train(run: Run, resume: bool, monitor: Monitor, asked: Asked, lock: ExitStack) -> Checkpoint:
     check_precision(run.recipe, run.device)
     methods = [method_for(stage.method, stage.options) for stage in run.recipe.stage]
     check_extra(run, methods)
@@ -86,11 +89,16 @@ def train(run: Run, *, resume: bool = False, monitor: Monitor = unwatched) -> Ch
     check_stages(run, methods, images)
     spare = _spare(run, kept, few) if any(map(pseudo_share, methods)) else kept.pixels[:0]
     nets = _initial_nets(run, images)
-    _with_heads(run, nets, methods[0], _State(), images)  # which may be refused, so before anything is written
+    _with_heads(run, nets, methods[0], State(), images)  # which may be refused, so before anything is written
+    new = not run.folder.is_dir()
     files.check_writable(run.folder)
+    if new:
+        lock.enter_context(files.lock(run.folder))
+    if not resume:
+        clear(run)
     if not holds(run):
         mark(run)
-    state, optimiser_state = _restored(run, nets, images) if resume else (_State(), None)
+    state, optimiser_state = states.restore(run, nets, images)
     while state.stage < len(methods):
         stage, method = run.recipe.stage[state.stage], methods[state.stage]
         chosen = few if method.supervised else kept
@@ -101,10 +109,21 @@ def train(run: Run, *, resume: bool = False, monitor: Monitor = unwatched) -> Ch
             chosen = unlabelled.mixed(few, spare, state.pseudo, share=share, whole=len(kept))
         nets = _with_heads(run, nets, method, state, images)
         sets = chosen, few, held
-        _run_stage(run, nets, stage, method, sets, state, optimiser_state, monitor)
-        optimiser_state = None
-        state.stage, state.epoch, state.best, state.pseudo = state.stage + 1, 0, -1.0, None
-    (run.folder / "state.pt").unlink(missing_ok=True)
+        learning = [p for name in method.trains for p in nets.named(name).parameters()]
+        optimiser = Stepper(stage, nets, learning)
+        if optimiser_state is not None:
+            optimiser.load_state_dict(optimiser_state)
+            optimiser_state = None
+        keeper = Keeper(run, nets, optimiser, state, images, asked)
+        try:
+            _run_stage(run, nets, stage, method, sets, keeper, learning, monitor)
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                f"stage {state.stage} ({stage.method}) does not fit into the memory of {run.device} with {stage.batch} images a "
+                f"step: --set stage.{state.stage}.batch={max(stage.batch // 2, 1)}, which is another run, so with another --out"
+            ) from error
+        state.next_stage()
+    files.remove(states.path_of(run))
     return checkpoint.open_checkpoint(str(run.folder), run.folder.parent)
 
 
@@ -135,13 +154,13 @@ def _initial_nets(run: Run, images: Images, stage: int = 0) -> Nets:
     return nets.to(run.device)
 
 
-def _with_heads(run: Run, nets: Nets, method: Method, state: _State, images: Images) -> Nets:
+def _with_heads(run: Run, nets: Nets, method: Method, state: State, images: Images) -> Nets:
     """Add the heads of a stage that is about to begin; a stage that goes on has them already.
 
     A head that the method keeps, such as a projector, is that of an earlier stage or of the given encoder's checkpoint,
     where there is one.
     """
-    if state.epoch == 0:
+    if state.fresh:
         keeps = getattr(method, "keeps", ())
         given = run.encoder.load().parts if run.encoder and keeps else nn.ModuleDict()
         with torch.random.fork_rng(devices=[]):
@@ -175,19 +194,16 @@ def _run_stage(
     stage: Stage,
     method: Method,
     sets: tuple[Images, Images, Images | None],
-    state: _State,
-    optimiser_state: dict[str, Any] | None,
+    keeper: Keeper,
+    learning: list[nn.Parameter],
     monitor: Monitor,
 ) -> None:
-    """Train one stage from `state.epoch` to its end, saving as it goes.
+    """Train one stage from where the state is to its end, saving as it goes.
 
-    `sets` are the images to train on, those of them whose labels may be read, and those held out.
+    `sets` are the images to train on, those of them whose labels may be read, and those held out; `learning` what moves.
     """
     kept, few, held = sets
-    learning = [p for name in method.trains for p in nets.named(name).parameters()]
-    optimiser = Stepper(stage, nets, learning)
-    if optimiser_state is not None:
-        optimiser.load_state_dict(optimiser_state)
+    state, optimiser = keeper.state, keeper.optimiser
     for parameter in nets.parameters():
         parameter.requires_grad_(False)
     for parameter in learning:
@@ -195,55 +211,58 @@ def _run_stage(
     trial = (min(stage.batch, len(kept)), *kept.shape) if run.compile else None
     arithmetic = Arithmetic(nets, run.recipe, trial)
     epochs = 1 if run.steps else stage.epochs
-    if state.epoch == 0:
-        (run.folder / "best.json").unlink(missing_ok=True)
-    saved = time.monotonic()
+    if state.fresh:
+        files.remove(run.folder / "best.json")
     while state.epoch < epochs:
-        meter = Meter(run.device)
         if getattr(method, "exact", False):
             means = _solve(run, nets, stage, method, kept, state, monitor)
+            taken = min(len(kept), run.steps * stage.batch) if run.steps else len(kept)
         else:
             with arithmetic.applied():
-                means = _run_epoch(run, nets, stage, method, kept, state, epochs, optimiser, monitor)
+                means = _run_epoch(run, nets, stage, method, kept, keeper, epochs, monitor)
+            taken = (state.step - keeper.counted) * min(stage.batch, len(kept))
         optimiser.after_epoch(state.epoch)
-        state.epoch += 1
+        state.epoch, state.step, state.totals, keeper.counted = state.epoch + 1, 0, {}, 0
         row: dict[str, Any] = {"stage": state.stage, "method": stage.method, "epoch": state.epoch, **means}
         last = state.epoch == epochs
+        _seed(run, state)
         optimiser.exchange()
         if held is not None and "head" in nets.parts:
             row |= validate(nets, held, run.recipe.threat if method.select == "robust" else None, seed=run.seed)
         if held is not None and "head" not in method.trains and _due(stage, state.epoch, last):
             row |= probe(nets, few.take(slice(8 * len(held))) if run.steps else few, held)
-        taken = _images_an_epoch(run, stage, method, kept)
-        spend(state.cost, state.stage, meter.read(), taken, first=state.epoch == 1)
+        keeper.account(taken)
         state.log.append(row)
-        reached = Checkpoint(
-            folder=run.folder,
-            kind="last",
-            recipe=run.recipe,
-            seed=run.seed,
-            stages=state.stage + 1,
-            epoch=state.epoch,
-            classes=kept.classes,
-            shape=kept.shape,
-            sha256="",
-            metrics={key: value for key, value in row.items() if isinstance(value, float)},
-            provenance=provenance(str(run.device), torch.get_num_threads()) | arithmetic.told,
-            cost=(*_before(run), *state.cost),
-        )
+        reached = _reached(run, kept, state, row, arithmetic)
         score = row.get(f"validation {method.select}", None)
         if score is not None and score > state.best:
             state.best = score
             checkpoint.save(replace(reached, kind="best"), nets)
         if last:
+            log(run, state)
             checkpoint.save(reached, nets)
         optimiser.exchange()
-        if last or time.monotonic() - saved > SAVE_EVERY:
-            lines = "".join(json.dumps(entry) + "\n" for entry in state.log)
-            files.write(run.folder / "metrics.jsonl", lines.encode())
-            _save_state(run, nets, optimiser, state)
-            saved = time.monotonic()
+        if (last and state.stage + 1 < len(run.recipe.stage)) or (not last and keeper.due):
+            keeper.save()
     optimiser.finish()
+
+
+def _reached(run: Run, kept: Images, state: State, row: Mapping[str, Any], arithmetic: Arithmetic) -> Checkpoint:
+    """The checkpoint of an epoch that has just ended, before its weights are written."""
+    return Checkpoint(
+        folder=run.folder,
+        kind="last",
+        recipe=run.recipe,
+        seed=run.seed,
+        stages=state.stage + 1,
+        epoch=state.epoch,
+        classes=kept.classes,
+        shape=kept.shape,
+        sha256="",
+        metrics={key: value for key, value in row.items() if isinstance(value, float)},
+        provenance=provenance(str(run.device), torch.get_num_threads()) | arithmetic.told,
+        cost=(*_before(run), *state.cost),
+    )
 
 
 def _before(run: Run) -> tuple[Mapping[str, float], ...]:
@@ -251,14 +270,6 @@ def _before(run: Run) -> tuple[Mapping[str, float], ...]:
     if run.encoder is None:
         return ()
     return run.encoder.cost or ({},)
-
-
-def _images_an_epoch(run: Run, stage: Stage, method: Method, kept: Images) -> int:
-    """How many images an epoch takes gradient steps on, or solves for."""
-    if getattr(method, "exact", False):
-        return min(len(kept), run.steps * stage.batch) if run.steps else len(kept)
-    batch = min(stage.batch, len(kept))
-    return batch * min(len(kept) // batch, run.steps or len(kept))
 
 
 def _due(stage: Stage, epoch: int, last: bool) -> bool:
@@ -272,12 +283,12 @@ def _run_epoch(
     stage: Stage,
     method: Method,
     kept: Images,
-    state: _State,
+    keeper: Keeper,
     epochs: int,
-    optimiser: Stepper,
     monitor: Monitor,
 ) -> dict[str, float]:
-    """One pass over the training images; returns the mean of each term of the loss and of what else was measured."""
+    """The rest of one pass over the training images; returns the mean of each term of the loss and of what was measured."""
+    state, optimiser = keeper.state, keeper.optimiser
     batch_size = min(stage.batch, len(kept))
     order = unlabelled.order(kept, batch_size, run.seed, "order", state.stage, state.epoch).to(run.device)
     steps = len(order)
@@ -285,37 +296,42 @@ def _run_epoch(
     nets.eval()
     for name in method.trains:
         nets.named(name).train()
-    totals: dict[str, Tensor] = {}
-    done = 0
     taken = min(steps, run.steps or steps)
-    began = time.perf_counter()
-    for step in range(taken):
+    began, start = time.perf_counter(), state.step
+    health = Health(run, stage, state)
+    for step in range(start, taken):
+        _seed(run, state)
         parts = [partial(_batch, run, stage, method, kept, state, ids) for ids in order[step].chunk(stage.accumulate)]
         optimiser.rate(state.epoch + (step + 1) / steps)
-        for name, term in optimiser.step(method, nets, parts, at).items():
-            totals[name] = totals[name] + term if name in totals else term
-        done += 1
-        if done == 1 < taken:
+        for name, term in optimiser.step(method, nets, parts, at, health.note).items():
+            state.totals[name] = state.totals[name] + term if name in state.totals else term
+        state.step = step + 1
+        done = state.step - start
+        if done == 1 < taken - start:
             began = time.perf_counter()  # the first step also warms up
         pace = (time.perf_counter() - began) / max(done - 1, 1)
-        shown = _shown(totals, done, state)
-        if done > 1 or taken == 1:
+        shown = _shown(state)
+        if done > 1 or taken - start == 1:
             shown["steps/s"] = f"{1 / max(pace, 1e-9):.2f}"
         if run.steps:
             shown[FULL] = duration(pace / batch_size * unlabelled.whole(kept) * stage.epochs)
-        monitor(Progress(_title(state, stage), state.epoch * taken + done, epochs * taken, shown))
-    means = {name: (total / done).item() for name, total in totals.items()}
-    whole = all(bool(t.isfinite().all()) for t in nets.state_dict().values() if t.is_floating_point())
-    if not whole or not all(torch.isfinite(torch.tensor(value)) for value in means.values()):
-        raise TrainingError(
-            f"the loss is no longer finite in epoch {state.epoch + 1} of stage {state.stage} ({stage.method}): {means}. "
-            f"The last good state is kept; try --set stage.{state.stage}.optimiser.lr={stage.optimiser.lr / 2:g}"
-        )
-    return means
+        monitor(Progress(_title(state, stage), state.epoch * taken + state.step, epochs * taken, shown))
+        if keeper.due:
+            health.check(nets)
+            keeper.account((state.step - keeper.counted) * batch_size)
+            keeper.counted = state.step
+            keeper.save()
+    health.check(nets)
+    return {name: (total / taken).item() for name, total in state.totals.items()}
+
+
+def _seed(run: Run, state: State) -> None:
+    """Set the global generator, from which layers such as dropout draw, to where it always is at this step."""
+    torch.manual_seed(seed_of(run.seed, "global", state.stage, state.epoch, state.step))
 
 
 def _solve(
-    run: Run, nets: Nets, stage: Stage, method: Any, kept: Images, state: _State, monitor: Monitor
+    run: Run, nets: Nets, stage: Stage, method: Any, kept: Images, state: State, monitor: Monitor
 ) -> dict[str, float]:
     """A stage whose method finds its weights at once; returns what it measured."""
     count = min(len(kept), run.steps * stage.batch) if run.steps else len(kept)
@@ -344,22 +360,22 @@ def duration(seconds: float) -> str:
     return f"{seconds / 86400:.0f} days"
 
 
-def _title(state: _State, stage: Stage) -> str:
+def _title(state: State, stage: Stage) -> str:
     later = f"  then {stage.method}" + (f" ({state.stage + 1})" if state.stage > 1 else "")
     return later if state.stage else stage.method
 
 
-def _shown(totals: Mapping[str, Tensor], done: int, state: _State) -> dict[str, str]:
+def _shown(state: State) -> dict[str, str]:
     """What the progress line says: the running means, read from the device only now and then, and the last validation."""
     shown = {}
-    if done % 10 == 1 or not next(iter(totals.values())).is_cuda:
-        shown = {name: f"{(total / done).item():.3f}" for name, total in totals.items()}
+    if state.step % LOOK_EVERY == 1 or not next(iter(state.totals.values())).is_cuda:
+        shown = {name: f"{(total / state.step).item():.3f}" for name, total in state.totals.items()}
     if state.log and state.log[-1]["stage"] == state.stage:
         shown |= {k: f"{100 * v:.1f} %" for k, v in state.log[-1].items() if k.startswith("validation")}
     return {name.replace("validation", "val"): value for name, value in shown.items()}
 
 
-def _batch(run: Run, stage: Stage, method: Method, kept: Images, state: _State, ids: Tensor) -> Batch:
+def _batch(run: Run, stage: Stage, method: Method, kept: Images, state: State, ids: Tensor) -> Batch:
     """The views, labels and noise of some images at this epoch, whose numbers are those of `unlabelled.order`."""
     index = ids % len(kept)
     x = kept.pixels[index]
@@ -391,51 +407,6 @@ def validate(nets: Nets, held: Images, threat: ThreatModel | None, *, seed: int,
                     robust += int((nets(adv).argmax(1) == y[right]).sum())
     found = {"validation clean": clean / len(held)}
     return found if threat is None else {**found, "validation robust": robust / len(held)}
-
-
-def _save_state(run: Run, nets: Nets, optimiser: Stepper, state: _State) -> None:
-    """Write everything a resumed run needs, in one step."""
-    stream = io.BytesIO()
-    torch.save(
-        {
-            "identity": run.identity,
-            "stage": state.stage,
-            "epoch": state.epoch,
-            "best": state.best,
-            "log": json.dumps(state.log),
-            "cost": json.dumps(state.cost),
-            "nets": nets.state_dict(),
-            "optimiser": optimiser.state_dict(),
-            "pseudo": state.pseudo,
-        },
-        stream,
-    )
-    content = stream.getvalue()
-    files.write(run.folder / "state.pt", hashlib.sha256(content).digest() + content)
-
-
-def _restored(run: Run, nets: Nets, images: Images) -> tuple[_State, dict[str, Any] | None]:
-    """The state an earlier run saved, put into the networks; the beginning when it saved none."""
-    path = run.folder / "state.pt"
-    if not path.is_file():
-        return _State(), None
-    content = path.read_bytes()
-    if hashlib.sha256(content[32:]).digest() != content[:32]:
-        raise CheckpointError(f"{path} is damaged; delete it to train from the beginning")
-    saved = torch.load(io.BytesIO(content[32:]), map_location=run.device, weights_only=True)
-    state = _State(
-        stage=saved["stage"],
-        epoch=saved["epoch"],
-        best=saved["best"],
-        log=json.loads(saved["log"]),
-        pseudo=saved.get("pseudo"),
-        cost=json.loads(saved.get("cost", "[]")),
-    )
-    grown = checkpoint.nets_after(run.recipe, state.stage + 1, images.classes, images.shape)
-    for name, part in grown.parts.items():
-        nets.parts[name] = part.to(run.device)
-    nets.load_state_dict(saved["nets"])
-    return state, saved["optimiser"]
 
 
 def smoke(recipe: Recipe, batch: int) -> Recipe:

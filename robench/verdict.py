@@ -7,24 +7,28 @@ model before anything expensive and says what would make its numbers mean less t
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy
 import torch
 from torch import Tensor, nn
 
 from robench.door import Door, frozen
-from robench.errors import AttackError, DataError
+from robench.errors import AttackError
 from robench.geometry import exact_norm, inside, per_image
+from robench.inputs import check_images
 from robench.losses import cross_entropy, log_odds
 from robench.noise import ImageGenerator, seed_of
+from robench.outputs import STILL, Unrest, suspicious, unrest
+from robench.part import mean_note
 from robench.protocols import Attack, Classifier
 from robench.results import FLAG
 
 PASSES = 20  # over which a model that answers differently each time is judged
 PROBED = 128  # images a probe looks at
+LOOKS = 5  # passes over them in which answers must not change
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,8 @@ class Verdict:
         norms: for an attack that looks for the smallest perturbation, its norm: 0 where the model is wrong anyway and
             infinity where none was found, (n,); else None.
         notes: what a reader should know.
+        answers: of a model that answers differently each time, summed over images: passes, those that were right about the
+            clean image, and the fewer of those and of the ones right about `adv`; else None.
     """
 
     clean: Tensor
@@ -66,6 +72,7 @@ class Verdict:
     largest: float
     norms: Tensor | None
     notes: tuple[str, ...]
+    answers: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -76,11 +83,13 @@ class Probe:
         randomised: whether it answers differently each time.
         notes: what makes its numbers mean less than they seem to.
         findings: the same, each with the indicator of `indicators` it belongs to, or an empty one.
+        unrest: how its answers to the same images differ.
     """
 
     randomised: bool
     notes: tuple[str, ...]
     findings: tuple[tuple[str, str], ...] = ()
+    unrest: Unrest = STILL
 
 
 def evaluate(
@@ -124,45 +133,14 @@ def evaluate(
     crafted = craft(Door(attacked, classes, batch), attack, x, y, which, ids=ids, seed=seed)
     with frozen(target), guarded(seed), exact():
         verdict = judge(Door(target, classes, batch), attack, x, y, clean, crafted.adv, found)
-    return verdict, crafted
-
-
-def check_images(x: Tensor, y: Tensor, classes: int) -> None:
-    """Refuse what no evaluation can use, before any model runs.
-
-    Raises:
-        DataError: naming the first offence and its likely cause.
-    """
-    if not isinstance(x, Tensor) or not isinstance(y, Tensor) or x.device != y.device:
-        raise DataError(f"images and labels must be tensors on one device, not {_kind(x)} and {_kind(y)}")
-    if classes < 2:
-        raise DataError(f"a classifier has at least 2 classes, not {classes}")
-    if x.ndim != 4 or x.dtype not in (torch.float32, torch.float64):
-        advice = " (divide by 255)" if not x.is_floating_point() else ""
-        raise DataError(f"images are {tuple(x.shape)} {x.dtype}; expected NCHW float32 or float64 in [0, 1]{advice}")
-    if len(x) == 0:
-        raise DataError("there are 0 images; an accuracy needs at least one")
-    if y.ndim != 1 or y.dtype != torch.int64 or len(y) != len(x):
-        raise DataError(f"labels are {tuple(y.shape)} {y.dtype}; expected ({len(x)},) int64, a class number per image")
-    wrong = ((y < 0) | (y >= classes)).nonzero()
-    if len(wrong):
-        first = int(wrong[0])
-        raise DataError(f"label {int(y[first])} of image {first} is not in 0 to {classes - 1}")
-    nan = (~x.isfinite()).flatten(1).any(1).nonzero()
-    if len(nan):
-        raise DataError(f"image {int(nan[0])} has NaN or infinite pixels ({len(nan)} of {len(x)} images have)")
-    low, high = (bound.item() for bound in x.aminmax())
-    if low < 0 or high > 1:
-        cause = "they look normalised: put the normalisation into the model" if low < 0 else "divide by 255"
-        raise DataError(f"pixels go from {low:.4g} to {high:.4g}, not in [0, 1]: {cause}")
-
-
-def _kind(value: object) -> str:
-    return f"a tensor on {value.device}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+    finds: Callable[..., Iterable[str]] = getattr(attack, "finds", lambda left, count: ())
+    return verdict, replace(crafted, notes=(*crafted.notes, *finds(crafted.left, int(which.sum()))))
 
 
 def probe(model: nn.Module, x: Tensor, y: Tensor, classes: int, batch: int = 500) -> Probe:
     """Look at a model on a few images: randomness, probabilities, zero gradients, neighbours.
+
+    Randomness is looked for on the first and the last of the images, since a model may count those it has seen.
 
     Args:
         model: frozen, in eval mode.
@@ -177,26 +155,23 @@ def probe(model: nn.Module, x: Tensor, y: Tensor, classes: int, batch: int = 500
     Source: the flags of Croce & Hein's AutoAttack and the indicators of Pintor et al. 2022, with thresholds of our own.
     """
     door = Door(model, classes, batch)
-    x, y = x[:PROBED], y[:PROBED]
+    last, x, y = x[-PROBED:], x[:PROBED], y[:PROBED]
     with torch.no_grad():
         logits = _first_pass(door, x)
-        scaled = logits / logits.norm(dim=1, keepdim=True).clamp_min(1e-12)
-        again = [door(x) for _ in range(2)]
+        answers = [[logits, *(door(x) for _ in range(LOOKS - 1))], [door(last) for _ in range(LOOKS)]]
         others = [door(x[:16]), door(x.flip(0))[-16:].flip(0)] if len(x) > 1 else []
-    moved = max((scaled - each / each.norm(dim=1, keepdim=True).clamp_min(1e-12)).abs().max().item() for each in again)
-    if moved > 1e-4:
+    either = [unrest(passes) for passes in answers]
+    seen = Unrest(max(e.moved for e in either), max(e.verdicts for e in either), any(e.bits for e in either))
+    if seen.randomised:
         said = "the model answers differently each time"
-        return Probe(True, (said,), (("G13", said),))
+        return Probe(True, (said,), (("G13", said),), seen)
     found: list[tuple[str, str]] = []
     reach = logits.abs().amax().item()
     if any((each - logits[:16]).abs().max().item() > 1e-3 * reach for each in others):
         found.append(("", "an image's logits depend on the other images of its batch"))
-    sums = logits.sum(1)
-    level = sums[0] if len(x) > 1 else torch.ones_like(sums[0])
-    if logits.min() >= -1e-3 * reach and (sums - level).abs().max() <= 2e-3 * level.abs() and reach > 0:
-        found.append(("G15", "the model returns probabilities where logits are expected, which can hide gradients"))
+    found += [("G15", text)] if (text := suspicious(logits)) else []
     found += _gradients(door, x, y)
-    return Probe(False, tuple(dict.fromkeys(f"{FLAG}{text}" for _, text in found)), tuple(found))
+    return Probe(False, tuple(dict.fromkeys(f"{FLAG}{text}" for _, text in found)), tuple(found), seen)
 
 
 def _first_pass(door: Door, x: Tensor) -> Tensor:
@@ -258,12 +233,13 @@ def right(door: Door, x: Tensor, y: Tensor, randomised: bool = False) -> Tensor:
         if not randomised:
             same: Tensor = door(x).argmax(1) == y
             return same
-        return _share(door, x, y) > 0.5
+        return 2 * _times(door, x, y) > PASSES
 
 
-def _share(door: Door, x: Tensor, y: Tensor) -> Tensor:
+def _times(door: Door, x: Tensor, y: Tensor) -> Tensor:
+    """In how many of 20 passes a randomised model is right about each image, (n,)."""
     with torch.no_grad():
-        return torch.stack([door(x).argmax(1) == y for _ in range(PASSES)]).float().mean(0)
+        return torch.stack([door(x).argmax(1) == y for _ in range(PASSES)]).sum(0)
 
 
 def craft(door: Door, attack: Attack, x: Tensor, y: Tensor, which: Tensor, *, ids: Tensor, seed: int) -> Crafted:
@@ -301,7 +277,7 @@ def craft(door: Door, attack: Attack, x: Tensor, y: Tensor, which: Tensor, *, id
 
     adv = x.clone()
     todo = which.nonzero().squeeze(1)
-    with frozen(door.model), guarded(seed), exact():
+    with frozen(door.model), guarded(seed, int(ids[0])), exact():
         try:
             if len(todo) and attack.threat.eps > 0:
                 adv[todo] = run(todo) if getattr(attack, "whole", False) else door.each(run, todo)
@@ -337,8 +313,7 @@ def judge(door: Door, attack: Attack, x: Tensor, y: Tensor, clean: Tensor, adv: 
     """
     threat = attack.threat
     _check_box(adv)
-    notes = list(found.notes)
-    norms = None
+    notes, norms, answers = found.notes, None, None
     size = exact_norm(adv, x, threat.norm)
     outside = ~inside(size, threat)
     if getattr(attack, "minimal", False):
@@ -351,14 +326,14 @@ def judge(door: Door, attack: Attack, x: Tensor, y: Tensor, clean: Tensor, adv: 
             f"the attack left the ball: {threat.norm.value} norm {size.max():.8g}, allowed {threat.eps:.8g}"
         )
     elif found.randomised:
-        before, after = _share(door, x, y), _share(door, adv, y)
-        robust = clean & (after > 0.5)
-        means = 100 * before.mean(), 100 * torch.minimum(before, after).mean()
-        notes.append(f"mean over {PASSES} passes: clean {means[0]:.1f} %, robust {means[1]:.1f} %")
+        before, after = _times(door, x, y), _times(door, adv, y)
+        robust = clean & (2 * after > PASSES)
+        answers = PASSES, int(before.sum()), int(torch.minimum(before, after).sum())
+        notes = (*notes, mean_note(PASSES, *(right / PASSES / len(x) for right in answers[1:])))
     else:
         robust = clean & right(door, adv, y)
     kept = torch.where(outside, 0, size)[clean]
-    return Verdict(clean, robust, adv, kept.max().item() if len(kept) else 0.0, norms, tuple(notes))
+    return Verdict(clean, robust, adv, kept.max().item() if len(kept) else 0.0, norms, notes, answers)
 
 
 def _check_box(adv: Tensor) -> None:
@@ -397,8 +372,14 @@ def exact() -> AbstractContextManager[None]:
 
 
 @contextmanager
-def guarded(seed: int) -> Iterator[None]:
-    """Inside, the global random states are seeded; after, they are what they were, whatever drew from them."""
+def guarded(seed: int, first: int = 0) -> Iterator[None]:
+    """Inside, the global random states are seeded; after, they are what they were, whatever drew from them.
+
+    Args:
+        seed: of the evaluation.
+        first: the number of the first image, so that parts of an evaluation do not draw the same numbers.
+    """
+    seed = seed_of(seed, "from", first) if first else seed
     others = random.getstate(), numpy.random.get_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices):

@@ -13,14 +13,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from robench import diagnosis, files
+from robench import diagnosis, exhibits, files
 from robench.errors import RobenchError, StoreError
+from robench.part import Part, held, unfinished
 from robench.reporting import Table, apart, images_of
 from robench.results import FLAG, Failure, Result, column, named, read, safe
 
 MANIFEST = "tables.json"
 TOLERANCE = 1e-4  # beyond eps, relative: what the rounding of float32 sums may add
-OPTIONS = ("form", "table", "dataset")
+OPTIONS = ("form", "table", "dataset", "intervals", "attack", "threat", "source", "seed", "reference")
 
 Render = Callable[[Sequence[Result | Failure], Mapping[str, str | None]], str]
 
@@ -56,7 +57,7 @@ def verify(folder: Path, checkpoints: Path | None = None) -> tuple[list[Check], 
         StoreError: if the folder is empty or absent.
     """
     paths = sorted(folder.glob("cells/**/*.json"))
-    if not paths:
+    if not paths and not unfinished(folder)[0]:
         raise StoreError(f"no results in {folder}: robench evaluate --attack pgd-20, or robench demo")
     opened, damaged = _opened(paths)
     records = [record for _, record in opened]
@@ -69,7 +70,9 @@ def verify(folder: Path, checkpoints: Path | None = None) -> tuple[list[Check], 
         Check("failed cells", len(failures), said=tuple(f"{_label(f)}: {f.reason}" for f in failures)),
         Check("flags", len(results), said=tuple(f"{_label(r)}: {FLAG}{flag}" for r in results for flag in r.flags)),
         Check("the grid is complete", len(results), said=tuple(absent(results))),
+        _unfinished(folder),
         _diagnoses(folder),
+        _exhibits(folder, results),
         _leftovers(folder),
     ]
     if checkpoints is not None:
@@ -175,8 +178,9 @@ def _manifest(folder: Path) -> dict[str, dict[str, str | None]]:
     try:
         found = json.loads(path.read_bytes())
         for name, options in found.items():
-            if set(options) != set(OPTIONS) or not all(v is None or isinstance(v, str) for v in options.values()):
-                raise ValueError(f"{name} needs the options {', '.join(OPTIONS)}")
+            texts = all(value is None or isinstance(value, str) for value in options.values())
+            if not texts or not {"form", "table"} <= set(options) <= set(OPTIONS):  # earlier versions had fewer
+                raise ValueError(f"{name} needs options of {', '.join(OPTIONS)}")
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise StoreError(
             f"{path} is damaged: {error}. Delete it and write the tables again: robench report --out"
@@ -208,6 +212,16 @@ def _doubled(opened: Iterable[tuple[Path, Result | Failure]]) -> list[str]:
     return wrong
 
 
+def _unfinished(folder: Path) -> Check:
+    """Cells of which only some images were attacked: what was interrupted, or runs now."""
+    cells, wrong = unfinished(folder)
+    said = tuple(
+        f"{_label(parts[0])}: {held(parts):,} of {parts[0].cell.count:,} images; the same robench evaluate goes on"
+        for parts in cells
+    )
+    return Check("no unfinished cells", len(cells), tuple(wrong), said)
+
+
 def _diagnoses(folder: Path) -> Check:
     """What `robench diagnose` stored there: whether it can be read, and what it found."""
     try:
@@ -216,6 +230,29 @@ def _diagnoses(folder: Path) -> Check:
         return Check("diagnoses", 0, (str(error),))
     said = tuple(f"{each.name} at {each.threat}: {', '.join(each.failed)} failed" for each in found if each.failed)
     return Check("diagnoses", len(found), said=said)
+
+
+def _exhibits(folder: Path, results: Sequence[Result]) -> Check:
+    """Labels, pictures and features beside the cells: whether they can be read, and fit some cell."""
+    try:
+        found = exhibits.load(folder)
+    except StoreError as error:
+        return Check("labels, pictures, features", 0, (str(error),))
+    counts = {r.cell.data: r.cell.count for r in results}
+    cells = {r.cell.key: r for r in results}
+    wrong = [
+        f"{each.dataset}: {len(each.each)} labels for the {counts[each.data]} images {each.data[:8]}"
+        for each in found.labels
+        if counts.get(each.data, len(each.each)) != len(each.each)
+    ]
+    for each in found.pictures:
+        if (cell := cells.get(each.cell)) is not None:
+            numbers = [e.number for e in each.examples if e.number >= cell.cell.count or not cell.clean[e.number]]
+            numbers += [e.number for e in each.examples if e.number < cell.cell.count and cell.robust[e.number]]
+            wrong += [f"pictures of {each.cell}: image {number} is not broken there" for number in numbers]
+    said = [f"pictures of {each.cell}, which is not here" for each in found.pictures if each.cell not in cells]
+    looked = len(found.labels) + len(found.pictures) + len(found.embeddings)
+    return Check("labels, pictures, features", looked, tuple(wrong), tuple(said))
 
 
 def _leftovers(folder: Path) -> Check:
@@ -232,7 +269,8 @@ def _weights(results: Sequence[Result], root: Path) -> Check:
     for path in paths:
         try:
             said = json.loads(path.read_bytes())["sha256"]
-            found = hashlib.sha256(path.with_suffix(".safetensors").read_bytes()).hexdigest()
+            content = files.read_vouched(path.with_suffix(".safetensors"), said)
+            found = said if content else hashlib.sha256(path.with_suffix(".safetensors").read_bytes()).hexdigest()
         except (OSError, ValueError, KeyError, TypeError) as error:
             wrong.append(f"{path}: {error}")
             continue
@@ -262,7 +300,7 @@ def tables(checks: Sequence[Check]) -> list[Table]:
     return [Table("Verification", (("check", "looked at", "", "wrong", "to know"),), rows, tuple(notes))]
 
 
-def _label(record: Result | Failure) -> str:
+def _label(record: Result | Failure | Part) -> str:
     via = f" from {record.source.name}" if record.source else ""
     who = named(record.subject, record.cell.inference)
     return f"{record.cell.key[:8]} {who}{via}: {column(record.cell.attack, record.cell.threat)}"

@@ -14,6 +14,7 @@ from robench import recipe
 from robench.checkpoint import Checkpoint, nets_after, open_checkpoint, runs, save
 from robench.errors import CheckpointError
 from robench.models import Nets
+from robench.spec import digest
 
 TINY = recipe.load("standard-digits", [("model", "cnn@width=2")])
 
@@ -31,8 +32,9 @@ def made(folder: Path, kind: str = "best", seed: int = 0, **changes: Any) -> tup
 
 def edited(folder: Path, changes: dict[str, Any]) -> None:
     """Change the JSON of a checkpoint as a person would."""
-    table = json.loads((folder / "best.json").read_text())
-    (folder / "best.json").write_text(json.dumps({**table, **changes}))
+    table = {**json.loads((folder / "best.json").read_text()), **changes}
+    del table["digest"]
+    (folder / "best.json").write_text(json.dumps({**table, "digest": digest(table)}))
 
 
 def reseal(folder: Path) -> None:
@@ -147,7 +149,7 @@ def test_a_missing_run_where_there_is_nothing(tmp_path: Path) -> None:
 
 def test_a_folder_without_a_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    with pytest.raises(CheckpointError, match=r"holds no best\.json or last\.json.*--resume"):
+    with pytest.raises(CheckpointError, match=r"holds no best\.json or last\.json: robench train"):
         open_checkpoint("run", tmp_path)
 
 
@@ -180,7 +182,7 @@ def test_a_truncated_file_is_noticed(tmp_path: Path, kept: int) -> None:
     with pytest.raises(CheckpointError, match="is damaged"):
         open_checkpoint("run", tmp_path).load()
     reseal(tmp_path / "run")
-    with pytest.raises(CheckpointError, match="is not a safetensors file"):
+    with pytest.raises(CheckpointError, match="is not a safetensors file" if kept else "is empty"):
         open_checkpoint("run", tmp_path).load()
 
 
@@ -189,7 +191,7 @@ def test_a_web_page_is_called_one(tmp_path: Path) -> None:
     made(tmp_path / "run")
     (tmp_path / "run" / "best.safetensors").write_bytes(b"\n<!DOCTYPE html><html><body>Sign in</body></html>")
     reseal(tmp_path / "run")
-    with pytest.raises(CheckpointError, match=r"is not a safetensors file \(it is a web page\)"):
+    with pytest.raises(CheckpointError, match=r"best\.safetensors is a web page, not weights"):
         open_checkpoint("run", tmp_path).load()
 
 
@@ -201,7 +203,7 @@ def test_a_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
     made(tmp_path / "run")
     torch.save(Evil(), tmp_path / "run" / "best.safetensors")
     reseal(tmp_path / "run")
-    with pytest.raises(CheckpointError, match="is not a safetensors file"):
+    with pytest.raises(CheckpointError, match=r"would run \S+getattr when it is opened, so it was not"):
         open_checkpoint("run", tmp_path).load()
     assert not (tmp_path / "executed").exists()
 
@@ -225,6 +227,29 @@ def test_a_left_over_tensor_is_refused(tmp_path: Path) -> None:
     reseal(tmp_path / "run")
     with pytest.raises(CheckpointError, match=r"parts\.other\.bias is \(2,\) in the file and absent in the model"):
         open_checkpoint("run", tmp_path).load()
+
+
+# a description is as it was written
+
+
+def test_a_changed_number_in_a_description_is_noticed(tmp_path: Path) -> None:
+    made(tmp_path / "run")
+    path = tmp_path / "run" / "best.json"
+    path.write_text(path.read_text().replace('"seed": 3', '"seed": 2'))
+    with pytest.raises(CheckpointError, match=r"best\.json is damaged .*the digest differs"):
+        open_checkpoint("run", tmp_path)
+
+
+def test_descriptions_of_the_first_format_open(tmp_path: Path) -> None:
+    saved, _ = made(tmp_path / "run")
+    path = tmp_path / "run" / "best.json"
+    table = json.loads(path.read_text())
+    del table["digest"]
+    path.write_text(json.dumps({**table, "format": 1}))
+    assert open_checkpoint("run", tmp_path) == saved
+    path.write_text(json.dumps({**table, "format": 2}))
+    with pytest.raises(CheckpointError, match="is damaged"):
+        open_checkpoint("run", tmp_path)
 
 
 # another model than the JSON says
@@ -252,6 +277,27 @@ def test_a_missing_part_is_named(tmp_path: Path) -> None:
         open_checkpoint("run", tmp_path).load()
 
 
+def test_a_description_that_claims_a_large_model_is_refused_before_memory_is_given(tmp_path: Path) -> None:
+    made(tmp_path / "run")
+    edited(tmp_path / "run", {"classes": 10**12})
+    with pytest.raises(
+        CheckpointError, match=r"parts\.head\.weight is \(10, 32\) in the file and \(1000000000000, 32\)"
+    ):
+        open_checkpoint("run", tmp_path).load()
+
+
+def test_weights_of_another_type_are_refused(tmp_path: Path) -> None:
+    made(tmp_path / "run")
+    path = tmp_path / "run" / "best.safetensors"
+    tensors = load_file(path)
+    save_file({**tensors, "parts.head.bias": tensors["parts.head.bias"].double()}, path)
+    reseal(tmp_path / "run")
+    with pytest.raises(
+        CheckpointError, match=r"parts\.head\.bias is \(10,\) float64 in the file and \(10,\) in the model"
+    ):
+        open_checkpoint("run", tmp_path).load()
+
+
 # a damaged description
 
 
@@ -263,7 +309,7 @@ def test_a_description_that_is_none(tmp_path: Path, text: str) -> None:
         open_checkpoint("run", tmp_path)
 
 
-@pytest.mark.parametrize("other", [0, 2, "1", None])
+@pytest.mark.parametrize("other", [0, 3, "1", None])
 def test_another_format_is_refused(tmp_path: Path, other: object) -> None:
     made(tmp_path / "run")
     edited(tmp_path / "run", {"format": other})

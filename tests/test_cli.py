@@ -1,8 +1,11 @@
 """The command line: errors are one line that helps, the three commands meet, and exit codes are kept."""
 
+import hashlib
+import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,11 +15,14 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save as save_tensors
 from torch import Tensor
 from torchvision import datasets
 
 from robench import __version__, recipe, training
+from robench.errors import DiskFullError, UsageError
 from robench.protocols import Classifier
+from robench.spec import digest
 from robench.threat import ThreatModel
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -271,7 +277,7 @@ def test_interrupting_says_how_to_go_on(here: Path, run_cli: Cli, monkeypatch: p
     monkeypatch.setattr(training, "train", interrupted)
     code, _, err = run_cli("train", "standard-digits")
     assert code == 130
-    assert "--resume" in err.splitlines()[-1]
+    assert "the same command goes on" in err.splitlines()[-1]
 
 
 # help and lists
@@ -389,17 +395,59 @@ def test_what_an_attack_says_cannot_act_on_the_terminal(checkpoints: Path, here:
     assert not [line for line in err.splitlines() if line.startswith("second line")]
 
 
+@pytest.mark.parametrize("name", ["\x1b[31mred\x1b]0;title\x07", "two\nlines", "\u202edirection"])
+@pytest.mark.parametrize(
+    "command",
+    [("train", "{}"), ("train", "{}.toml"), ("evaluate", "{}", "--attack", "fgsm"), ("evaluate", "--attack", "{}")],
+    ids=" ".join,
+)
+def test_what_was_typed_cannot_act_on_the_terminal(
+    command: tuple[str, ...], name: str, here: Path, run_cli: Cli
+) -> None:
+    code, out, err = run_cli(*(part.format(name) for part in command))
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1
+    assert not set("\x1b\x07\u202e") & set(err)
+
+
+def test_what_a_strangers_file_names_cannot_act_on_the_terminal(checkpoints: Path, here: Path, run_cli: Cli) -> None:
+    folder = here / "checkpoints" / "mine"
+    content = save_tensors({"encoder.\x1b[31m\u202e": torch.zeros(1)})
+    described = json.loads((checkpoints / "standard-digits" / "best.json").read_bytes())
+    described["sha256"] = hashlib.sha256(content).hexdigest()
+    del described["digest"]
+    folder.mkdir(parents=True)
+    (folder / "best.safetensors").write_bytes(content)
+    (folder / "best.json").write_text(json.dumps({**described, "digest": digest(described)}))
+    _, _, err = run_cli("evaluate", "mine", "--attack", "fgsm", "--count", 4)
+    assert "does not fit the model" in err
+    assert not set("\x1b\u202e") & set(err)
+
+
+def test_every_exit_code_is_in_the_help_and_the_readme(run_cli: Cli) -> None:
+    codes = {0, 1, UsageError.code, 70, DiskFullError.code, 128 + signal.SIGINT, 128 + signal.SIGTERM}
+    _, out, _ = run_cli("--help")
+    said = " ".join(out.partition("Exit codes:")[2].split()).partition(". After")[0]
+    readme = (Path(__file__).parent.parent / "README.md").read_text().partition("## Exit codes")[2].partition("\n\n")[2]
+    for text in (said, readme.partition("\n\n")[0]):
+        assert set(map(int, re.findall(r"\b\d+\b", text))) == codes
+
+
 def test_a_run_can_be_resumed(here: Path, run_cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     train = ("train", "simclr-digits", *SMALL, "--set", "stage.1.epochs=1")
     with monkeypatch.context() as patched:
         patched.setattr(training, "validate", interrupt)  # in the second stage
         assert run_cli(*train)[0] == 130
     code, _, err = run_cli(*train)
-    assert code == 2
-    assert "--resume" in err
-    code, _, err = run_cli(*train, "--resume")
     assert code == 0
+    assert "going on with the run that was interrupted in checkpoints/simclr-digits" in err
     assert "simclr: " not in err.split("->")[1]  # the first stage was not run again
+    code, _, err = run_cli(*train)
+    assert code == 0
+    assert "finished: nothing is left to do" in err
+    code, _, err = run_cli(*train, "--restart")
+    assert code == 2
+    assert "finished" in err
 
 
 def interrupt(*_: object, **__: object) -> None:

@@ -64,6 +64,12 @@ def test_rows_add_up_their_results_and_mark_what_is_worth_it() -> None:
     assert next(row for row in table.rows if row[1] == "dear")[12] == "-"  # fewer attacks would look more robust
 
 
+def test_accuracies_have_intervals_where_asked() -> None:
+    (table,) = cost.tables([result()], {}, intervals=True)
+    shown = dict(zip(table.heads, table.rows[0][1:], strict=True))
+    assert (shown["clean"], shown["worst case"]) == ("81.8 (52.3-94.9)", "45.5 (21.3-72.0)")
+
+
 def test_a_doubted_checkpoint_is_worth_nothing_and_beats_nobody() -> None:
     spent = {SUBJECT.sha256: ({"seconds": 10.0},)}
     (sure,), (doubted,) = (cost.tables([result(notes=notes)], spent) for notes in ((), ("flag: zero gradients",)))
@@ -88,7 +94,8 @@ def test_training_records_what_it_cost(tmp_path: Path, run_cli: Cli) -> None:
 def test_checkpoints_of_before_open_without_a_cost(trained: Path, tmp_path: Path) -> None:
     source = next(trained.glob("*/last.json"))
     table = json.loads(source.read_bytes())
-    del table["cost"]
+    del table["cost"], table["digest"]
+    table["format"] = 1
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "last.json").write_text(json.dumps(table))
     assert open_checkpoint("old", tmp_path).cost == ()

@@ -1,6 +1,10 @@
 """Data sets: splits that never move or meet, labels that fit, and messages that help when files are absent."""
 
+import hashlib
+import io
 import os
+import pickle
+import tarfile
 from pathlib import Path
 
 import numpy
@@ -275,6 +279,110 @@ def test_a_damaged_file_of_mnist_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     fake(monkeypatch, "MNIST", data=torch.zeros(1, 28, 28, dtype=torch.uint8), targets=torch.tensor([0]))
     with pytest.raises(DataError, match=r"ubyte is damaged .*fetch it again"):
         data.load("mnist", Split.TEST, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "md5"),
+    [
+        ("cifar10", "cifar-10-batches-py/data_batch_3", "54ebc095f3ab1f0389bbae665268c751"),
+        ("cifar100", "cifar-100-python/test", "f0ef6b0ae62326f3e7ffdfab6717acfc"),
+        ("svhn", "test_32x32.mat", "eb5a983be6a315427106f1b164d9cef3"),
+        ("stl10", "stl10_binary/test_y.bin", "36f9794fa4beb8a2c72628de14fa638e"),
+    ],
+)
+def test_a_damaged_file_is_named_and_neither_opened_nor_fetched(
+    name: str, file: str, md5: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Runs:
+        def __reduce__(self) -> tuple[object, ...]:
+            return Path.touch, (tmp_path / "ran",)
+
+    path = tmp_path / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(pickle.dumps(Runs()))
+    monkeypatch.setattr("robench.data.torchvision._download", lambda *_: pytest.fail("it was fetched"))
+    found = hashlib.md5(path.read_bytes()).hexdigest()
+    with pytest.raises(DataError, match=rf"{file} is damaged \(MD5 {found}, expected {md5}\): delete it"):
+        data.load(name, Split.TEST, tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+def cifar_archive(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, extra: dict[str, bytes] | None = None, known: bool = True
+) -> numpy.ndarray:
+    """A small CIFAR-10 in an archive, and torchvision's class with the digests of it; returns its training images."""
+    generator = numpy.random.default_rng(0)
+    contents, listed = {}, {"train": [], "test": []}
+    pixels = generator.integers(0, 256, (6, 3072), dtype=numpy.uint8)
+    for number, name in enumerate(("data_batch_1", "data_batch_2", "test_batch")):
+        part = {"data": pixels[2 * number : 2 * number + 2], "labels": [number, number + 1]}
+        contents[name] = pickle.dumps(part, protocol=2)
+    contents |= extra or {}
+    for name, content in contents.items():
+        if "batch" in name:
+            listed["test" if "test" in name else "train"].append((name, hashlib.md5(content).hexdigest()))
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as made:
+        for name, content in {**contents, "../outside": b"escaped"}.items():
+            member = tarfile.TarInfo(name if "/" in name else f"cifar-10-batches-py/{name}")
+            member.size = len(content)
+            made.addfile(member, io.BytesIO(content))
+    (folder / "cifar-10-python.tar.gz").write_bytes(stream.getvalue())
+    digest = hashlib.md5(stream.getvalue()).hexdigest()
+    for key, value in (("train_list", listed["train"]), ("test_list", listed["test"]), ("tgz_md5", digest)):
+        if known:
+            monkeypatch.setattr(datasets.CIFAR10, key, value)
+    return pixels[:4].reshape(4, 3, 32, 32)
+
+
+def test_an_archive_is_read_and_not_extracted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "data"
+    root.mkdir()
+    pixels = cifar_archive(root, monkeypatch)
+    found = data.load("cifar10", Split.TRAIN, root)
+    assert numpy.array_equal(found.pixels.numpy(), pixels)
+    assert found.y.tolist() == [0, 1, 1, 2]
+    assert data.load("cifar10", Split.TEST, root).y.tolist() == [2, 3]
+    assert [path.name for path in tmp_path.rglob("*")] == ["data", "cifar-10-python.tar.gz"]
+
+
+def test_an_archive_that_is_not_the_published_one_is_not_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cifar_archive(tmp_path, monkeypatch, known=False)
+    monkeypatch.setattr(tarfile, "open", lambda *_, **__: pytest.fail("it was opened"))
+    with pytest.raises(DataError, match=r"tar\.gz is damaged \(MD5 \w+, expected c58f30108f718f92721af3b95e74349a\)"):
+        data.load("cifar10", Split.TEST, tmp_path)
+
+
+def test_a_member_that_is_not_made_of_arrays_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # even behind digests that fit
+
+    class Runs:
+        def __reduce__(self) -> tuple[object, ...]:
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    cifar_archive(tmp_path, monkeypatch, {"test_batch": pickle.dumps({"data": Runs()})})
+    with pytest.raises(DataError, match=r"cannot be read: it would run posix\.system, and images are arrays"):
+        data.load("cifar10", Split.TEST, tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_member_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cifar_archive(tmp_path, monkeypatch)
+    monkeypatch.setattr(datasets.CIFAR10, "test_list", [("other_batch", "0")])
+    with pytest.raises(DataError, match=r"has no cifar-10-batches-py/other_batch"):
+        data.load("cifar10", Split.TEST, tmp_path)
+
+
+@pytest.mark.skipif("ROBENCH_DATA" not in os.environ, reason="needs CIFAR-10: set ROBENCH_DATA to a torchvision root")
+def test_the_real_batches_open_from_an_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(os.environ["ROBENCH_DATA"])
+    path = tmp_path / "cifar-10-python.tar.gz"
+    with tarfile.open(path, "w:gz", compresslevel=1) as made:
+        made.add(root / "cifar-10-batches-py" / "test_batch", "cifar-10-batches-py/test_batch")
+    monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", hashlib.md5(path.read_bytes()).hexdigest())
+    assert data.load("cifar10", Split.TEST, tmp_path).digest == data.load("cifar10", Split.TEST, root).digest
 
 
 @pytest.mark.parametrize(("name", "cls", "size"), [("svhn", "SVHN", 32), ("stl10", "STL10", 96)])

@@ -43,6 +43,20 @@ def test_what_is_generated_is_current(part: object) -> None:
     assert re.search(pattern, PAGE.read_text(), re.DOTALL)[0] == made  # type: ignore[index]
 
 
+def test_what_reliability_names_as_proof_is_there() -> None:
+    text = (PAGE.parent / "reliability.md").read_text()
+    commands = re.findall(r"`pytest ((?:tests/\w+\.py ?)+)(?:-k (\"[^\"]+\"|\w+))?", text)
+    shorts = re.findall(r"`-k (\w+) -m nightly`", text)
+    assert len(commands) > 20
+    folder = Path(__file__).parent
+    everything = "\n".join(path.read_text() for path in folder.glob("test_*.py"))
+    for files, words in commands:
+        here = "\n".join((folder.parent / name).read_text() for name in files.split())
+        for word in words.strip('"').split(" or ") if words else []:
+            assert re.search(rf"def test_\w*{word}", here), f"{files}: {word}"
+    assert all(re.search(rf"nightly\ndef test_\w*{word}", everything) for word in shorts)
+
+
 def test_the_example_attack_obeys_the_laws(tmp_path: Path) -> None:
     found = re.search(r"<!-- corner -->\n```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert found is not None

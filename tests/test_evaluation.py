@@ -15,8 +15,9 @@ from robench import data, recipe, reporting
 from robench.checkpoint import Checkpoint, open_checkpoint
 from robench.data import Split
 from robench.errors import CheckpointError, UsageError
-from robench.evaluation import Engine, Job, unready
+from robench.evaluation import Engine, unready
 from robench.geometry import norm_of
+from robench.job import Job
 from robench.noise import uniform
 from robench.protocols import Classifier, Progress
 from robench.results import Failure, Result, Store

@@ -258,3 +258,17 @@ def test_a_smoke_run_changes_the_batch_only() -> None:
     small = smoke(found, SMOKE_BATCH)
     assert [stage.batch for stage in small.stage] == [SMOKE_BATCH, SMOKE_BATCH]
     assert [stage.epochs for stage in small.stage] == [stage.epochs for stage in found.stage]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "../outside", "/etc/x", "a/b", "a\\b", ".", "..", ".hidden", "a\nb", "a\x1b[31m", "a\u202eb", "a" * 201],
+)
+def test_a_name_that_would_lead_a_run_elsewhere_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="is to name a folder"):
+        recipe.load("standard-digits", [("name", name)])
+
+
+@pytest.mark.parametrize("name", ["größe 数字", "rocl-regularise=1_16+x", "@last", "-run", "a" * 200])
+def test_a_name_that_names_a_folder_is_taken(name: str) -> None:
+    assert recipe.load("standard-digits", [("name", name)]).name == name

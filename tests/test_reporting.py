@@ -116,7 +116,9 @@ def table(records: Sequence[Record], which: str = "all") -> dict[str, dict[str, 
     """The first table as {row: {column: text}}."""
     made = reporting.tables(records, which)[0]
     heads = made.heads[1:]
-    return {row[1]: dict(zip(heads, row[2:], strict=True)) for row in made.rows}
+    return {
+        row[1]: {head: text for head, text in zip(heads, row[2:], strict=True) if head != "seeds"} for row in made.rows
+    }
 
 
 # to the byte

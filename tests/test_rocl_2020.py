@@ -23,8 +23,8 @@ from robench.methods import method_for
 from robench.noise import ImageGenerator, permutation, seed_of, uniform
 from robench.recipe import Augment, Recipe
 from robench.run import Run
+from robench.state import State
 from robench.training import _initial_nets, _with_heads, train
-from robench.training import _State as State
 
 N = 16  # images a step, two groups of 8
 STEPS = 20

@@ -14,7 +14,7 @@ from test_training import StoppedError, after, remains, tiny
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from robench import training
+from robench import keeping, training
 from robench.arithmetic import Arithmetic, check_precision
 from robench.average import Averaged
 from robench.checkpoint import open_checkpoint
@@ -219,7 +219,7 @@ AVERAGES = [{"name": "ema", "decay": 0.9}, {"name": "swa", "start": 1}]
 def test_an_interrupted_average_goes_on(
     steps: int, average: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(keeping, "SAVE_EVERY", 0.0)
     wanted = tiny("simclr-digits", stage__0__epochs=3, stage__0__average=average, stage__1__epochs=2)
     train(Run(wanted, tmp_path / "whole"))
     with pytest.raises(StoppedError):

@@ -173,6 +173,10 @@ def test_a_row_is_the_mean_and_deviation_over_seeds() -> None:
 def test_one_seed_is_called_one_and_has_no_deviation() -> None:
     ran = [(p, [result(p, 4)]) for p in points("stage.0.epochs=2,3")]
     assert rows(ran) == [("epochs = 2", "1 seed", "80.0", "40.0"), ("epochs = 3", "1 seed", "80.0", "40.0")]  # type: ignore[arg-type]
+    notes = sweep.table("r", ran)[0].notes  # of 8 of 10 and 4 of 10 the former's reaches down to 49.0
+    assert any(
+        "95 % Wilson intervals of single runs, over the test images, reach up to 31.0 points" in n for n in notes
+    )
 
 
 def test_a_failed_seed_is_counted_out_and_said() -> None:

@@ -12,7 +12,8 @@ from PIL import Image
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from robench import data, files, recipe, training
+from robench import data, files, keeping, recipe, training
+from robench import state as states
 from robench.checkpoint import Checkpoint, open_checkpoint
 from robench.data import Split
 from robench.errors import CheckpointError, DataError, RobenchError, StoreError, TrainingError, UsageError
@@ -21,7 +22,7 @@ from robench.models import Nets
 from robench.protocols import Batch, Moment, Progress
 from robench.recipe import Recipe
 from robench.run import Run, finished
-from robench.spec import assignment
+from robench.spec import assignment, digest
 from robench.training import FULL, duration, train
 
 Terms = dict[str, Tensor]
@@ -59,7 +60,7 @@ def remains(folder: Path) -> dict[str, object]:
     for path in sorted(folder.iterdir()):
         content: Any = path.read_bytes()
         if path.suffix == ".json":
-            content = {key: value for key, value in json.loads(content).items() if key != "provenance"}
+            content = {k: value for k, value in json.loads(content).items() if k not in ("provenance", "digest")}
             for stage in content.get("cost", ()):
                 assert stage.pop("seconds") > 0  # no two runs take the same time; what they did is the same
         found[path.name] = content
@@ -152,7 +153,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     steps: int, every: float, tmp_path: Path, uninterrupted: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # three steps an epoch in the first stage, one in the second
-    monkeypatch.setattr(training, "SAVE_EVERY", every)
+    monkeypatch.setattr(keeping, "SAVE_EVERY", every)
     run = Run(two_stages(), tmp_path / "run")
     with pytest.raises(StoppedError):
         train(run, monitor=after(steps))
@@ -165,7 +166,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
 def test_a_run_may_end_at_any_write(
     tmp_path: Path, uninterrupted: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(keeping, "SAVE_EVERY", 0.0)
     write, count = files.write, 0
     for stop in range(100):
         run = Run(two_stages(), tmp_path / str(stop))
@@ -339,7 +340,7 @@ def test_a_run_stopped_between_two_stages_is_not_finished(
     def stop(*_: object) -> None:
         raise StoppedError
 
-    monkeypatch.setattr(training, "_save_state", stop)
+    monkeypatch.setattr(states, "save", stop)
     run = Run(two_stages(), tmp_path / "run")
     with pytest.raises(StoppedError):
         train(run)
@@ -352,29 +353,34 @@ def test_a_run_stopped_between_two_stages_is_not_finished(
 
 def test_a_finished_run_is_not_repeated(tmp_path: Path) -> None:
     run = Run(tiny(stage__0__epochs=1), tmp_path / "run")
-    train(run)
+    made, before = train(run), remains(run.folder)
+    assert train(run, monitor=after(0)) == made
     with pytest.raises(UsageError, match="holds this run already, finished"):
-        train(run)
-    with pytest.raises(UsageError, match="holds this run already, finished"):
-        train(run, resume=True)
+        train(run, resume=False)
+    assert remains(run.folder) == before
 
 
-def test_an_unfinished_run_is_only_resumed_on_request(tmp_path: Path) -> None:
-    run = Run(tiny(), tmp_path / "run")
+def test_an_unfinished_run_can_be_begun_again(tmp_path: Path, uninterrupted: dict[str, object]) -> None:
+    run = Run(two_stages(), tmp_path / "run")
     with pytest.raises(StoppedError):
-        train(run, monitor=after(1))
-    with pytest.raises(UsageError, match="unfinished: go on with --resume"):
-        train(run)
+        train(run, monitor=after(7))
+    told: list[Progress] = []
+    train(run, resume=False, monitor=told.append)
+    assert len(told) == 8
+    assert remains(run.folder) == uninterrupted
 
 
 @pytest.mark.parametrize("resume", [False, True])
 @pytest.mark.parametrize(
     ("other", "expected"),
     [
-        (lambda folder: Run(tiny(stage__0__optimiser__lr=0.2), folder), r"differs in stage\.0\.optimiser\.lr"),
+        (
+            lambda folder: Run(tiny(stage__0__optimiser__lr=0.2), folder),
+            r"differs in stage\.0\.optimiser\.lr \(0\.1 there, 0\.2 here\)",
+        ),
         (lambda folder: Run(tiny("trades-digits"), folder), "differs in .*name"),
-        (lambda folder: Run(tiny(), folder, seed=1), "the seed, --smoke or --encoder"),
-        (lambda folder: Run(tiny(), folder, steps=2), "the seed, --smoke or --encoder"),
+        (lambda folder: Run(tiny(), folder, seed=1), r"seed \(0 there, 1 here\)"),
+        (lambda folder: Run(tiny(), folder, steps=2), r"steps \(null there, 2 here\)"),
     ],
 )
 def test_a_folder_that_holds_another_run_is_refused(
@@ -785,7 +791,9 @@ def test_a_checkpoint_without_an_encoder_has_no_place_for_a_head(tmp_path: Path)
     content = save(tensors)
     (made.folder / "best.safetensors").write_bytes(content)
     described = json.loads((made.folder / "best.json").read_text())
-    (made.folder / "best.json").write_text(json.dumps({**described, "sha256": files.sha256(content)}))
+    described["sha256"] = files.sha256(content)
+    del described["digest"]
+    (made.folder / "best.json").write_text(json.dumps({**described, "digest": digest(described)}))
     with pytest.raises(CheckpointError, match=r"best\.safetensors holds no encoder"):
         train(Run(linear(), tmp_path / "run", encoder=open_checkpoint("made", tmp_path)))
     assert not (tmp_path / "run").exists() or not written(tmp_path / "run")

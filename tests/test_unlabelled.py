@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from robench import data, recipe, training, unlabelled
+from robench import data, keeping, recipe, training, unlabelled
 from robench.checkpoint import open_checkpoint
 from robench.data import Images, Split
 from robench.errors import DataError, RobenchError, UsageError
@@ -370,7 +370,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 def test_a_resumed_run_is_the_uninterrupted_one(
     epoch: int, every: float, tmp_path: Path, uninterrupted: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "SAVE_EVERY", every)
+    monkeypatch.setattr(keeping, "SAVE_EVERY", every)
     finished = 0
     tasks: dict[str, float] = {}
 
@@ -391,7 +391,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
 def test_a_run_that_stands_in_its_second_stage_labels_nothing_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(keeping, "SAVE_EVERY", 0.0)
 
     def monitor(progress: Progress) -> None:
         if "rst" in progress.task and progress.done > 0.75 * progress.total:

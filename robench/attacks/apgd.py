@@ -17,6 +17,7 @@ from robench.noise import branch, normal, uniform
 from robench.protocols import Classifier
 from robench.threat import Norm, ThreatModel
 
+SPARSE = 0.2  # the share of pixels that the first steps in l1 move
 LONGEST = 2.0  # the first step, in eps, for linf and l2; l1 starts with 1
 MOMENTUM = 0.25  # how much of the last move enters the next
 ENOUGH = 0.75  # a step stays as long as more than this share of its moves went up
@@ -46,8 +47,9 @@ class APGD:
 
     Source: Croce & Hein 2020, algorithm 1 and section 3; for l1 Croce & Hein 2021, section 4 and algorithm 1.
     Differs: as in the reference code, the first comparison of a climb is not with its start but with a loss of 0, and the
-        l2 ball is entered by scaling and clipping rather than by projection. Averages over
-        `draws` decide success, not the last one.
+        l2 ball is entered by scaling and clipping rather than by projection. In l1 the first steps move a fifth of the
+        pixels, as in the paper; the reference code counts those that its start moved, to which rounding adds hundreds.
+        Averages over `draws` decide success, not the last one.
     """
 
     threat: ThreatModel
@@ -193,11 +195,14 @@ def _climb(
     noise: torch.Generator,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One run through all phases: images, their losses, and which of them fool the model inside the threat."""
-    *wider, (_, last) = _phases(threat, steps)
-    adv = _start(x, wider[0][0] if wider else threat, noise)
-    for ball, count in wider:
-        adv, _, _ = _phase(model, objective, level, x, y, _into(adv, x, ball), ball, count, draws, early_stop=False)
-    return _phase(model, objective, level, x, y, _into(adv, x, threat), threat, last, draws, early_stop)
+    phases = _phases(threat, steps)
+    adv = _start(x, phases[0][0], noise)
+    for number, (ball, count) in enumerate(phases):
+        stops = early_stop and number == len(phases) - 1
+        adv, value, broken = _phase(
+            model, objective, level, x, y, _into(adv, x, ball), ball, count, draws, stops, fresh=number == 0
+        )
+    return adv, value, broken
 
 
 def _phase(
@@ -211,8 +216,12 @@ def _phase(
     steps: int,
     draws: int,
     early_stop: bool,
+    fresh: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Climb inside one ball; an image is returned where it fooled the model (early_stop), or where its loss was highest."""
+    """Climb inside one ball; an image is returned where it fooled the model (early_stop), or where its loss was highest.
+
+    A fresh climb starts from noise, which says nothing about how many pixels to move.
+    """
     found = start.clone()
     value = torch.full((len(x),), -math.inf, dtype=x.dtype, device=x.device)
     broken = torch.zeros(len(x), dtype=torch.bool, device=x.device)
@@ -232,7 +241,7 @@ def _phase(
 
     schedule = _sparse if threat.norm is Norm.L1 else _halving
     fooled, now, gradient = look(start, ids)
-    state = _begin(x, start, now, gradient, level, threat)
+    state = _begin(x, start, now, gradient, level, threat, fresh)
     check, every = 0, _first_check(threat, steps)
     for i in range(steps + 1):
         if i:
@@ -252,10 +261,15 @@ def _phase(
     return found, value, broken
 
 
-def _begin(x: Tensor, start: Tensor, value: Tensor, gradient: Tensor, level: float, threat: ThreatModel) -> State:
+def _begin(
+    x: Tensor, start: Tensor, value: Tensor, gradient: Tensor, level: float, threat: ThreatModel, fresh: bool
+) -> State:
     """What a climb knows at its start."""
     longest = threat.eps * (1 if threat.norm is Norm.L1 else LONGEST)
     filled = ((start - x) != 0).flatten(1).sum(1).to(x.dtype)
+    share = filled / x[0].numel() / 1.5
+    if fresh:
+        filled, share = torch.full_like(filled, x[0].numel()), torch.full_like(share, SPARSE)
     return {
         "x": x,
         "adv": start,
@@ -270,7 +284,7 @@ def _begin(x: Tensor, start: Tensor, value: Tensor, gradient: Tensor, level: flo
         "best_before": value,
         "halved": torch.ones_like(value, dtype=torch.bool),
         "filled": filled,
-        "share": filled / x[0].numel() / 1.5,
+        "share": share,
     }
 
 

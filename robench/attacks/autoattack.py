@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -45,7 +46,7 @@ class AutoAttack:
         `plus` in l1 starts in larger balls, as `standard` does.
     """
 
-    whole: ClassVar[bool] = True
+    whole: ClassVar[bool] = True  # each member fills its batches with what its predecessors left
 
     threat: ThreatModel
     version: Literal["standard", "plus", "rand"] = "standard"
@@ -66,6 +67,11 @@ class AutoAttack:
     def randomised(self) -> bool:
         """Whether it is fit for models that answer differently each time."""
         return self.version == "rand"
+
+    @property
+    def separable(self) -> bool:
+        """Whether ranges of images may be run apart; the reference draws for batches."""
+        return self.backend == "engine"
 
     def members(self) -> dict[str, Attack]:
         """The attacks in their order."""
@@ -139,11 +145,22 @@ class AutoAttack:
             if door:
                 door.left[name] = len(left)
                 door.say(f"left after {', '.join(f'{name} {count}' for name, count in door.left.items())}")
-            if door and name == "square" and int(broken.sum()) > MASKED * len(x):
-                door.noted.append(
-                    f"flag: Square broke {int(broken.sum())} images that no gradient attack before it broke"
-                )
         return found
+
+    def finds(self, left: Mapping[str, int], attacked: int) -> list[str]:
+        """What a look at all images shows: gradients that hide what Square finds.
+
+        Args:
+            left: how many images each member left unbroken.
+            attacked: how many there were.
+        """
+        before = attacked
+        for name in self.members():
+            broken = before - left.get(name, before)
+            if name == "square" and broken > MASKED * attacked:
+                return [f"flag: Square broke {broken} images that no gradient attack before it broke"]
+            before -= broken
+        return []
 
     def _fooled(self, model: Classifier, adv: Tensor, y: Tensor) -> Tensor:
         """Which images fool the model; over averaged passes where it answers differently each time."""

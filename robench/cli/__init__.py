@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import signal
 import traceback as tracebacks
 from collections.abc import Sequence
 
 import click
 
 from robench import __version__
+from robench.cli.compare import compare
 from robench.cli.evaluation import demo, diagnose, evaluate
-from robench.cli.record import list_, show
+from robench.cli.record import features, list_, show
 from robench.cli.report import plot, report, verify
 from robench.cli.training import sweep, train
-from robench.errors import RobenchError
+from robench.errors import RobenchError, StoppedError
+from robench.results import safe
+
+STOPPED = "stopped; what was finished is kept: the same command goes on"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -26,17 +31,24 @@ def cli(traceback: bool) -> None:
     robench train rocl                        recipe -> checkpoints/
     robench evaluate --attack autoattack      checkpoints/ -> results/
     robench report                            results/ -> tables
+
+    \b
+    Exit codes: 0 done, 1 a cell failed and the others ran, 2 something to mend, 70 a fault of robench, 74 no room on the
+    disk, 130 interrupted, 143 terminated. After 74, 130 and 143 the same command goes on where it stopped.
     """  # noqa: D301 (to click the escape means: keep these lines)
 
 
-for command in (train, evaluate, sweep, report, plot, verify, show, diagnose, list_, demo):
+for command in (train, evaluate, sweep, report, compare, plot, verify, show, diagnose, features, list_, demo):
     cli.add_command(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; errors a person can mend are one line and exit code 2."""
+    import os
     import sys
 
+    # threads that wait sleep instead of spinning: where others use the machine too, spinning costs many times the work
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     given = list(sys.argv[1:] if arguments is None else arguments)
     wants_traceback = "--traceback" in given
     given = [argument for argument in given if argument != "--traceback"]
@@ -47,23 +59,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
         click.echo(error.ctx.get_help() if error.ctx else "", err=True)
         code = 2
     except click.exceptions.Abort:
-        click.echo("stopped; what was finished is kept: run the same command again (train: with --resume)", err=True)
+        click.echo(STOPPED, err=True)
         code = 130
+    except SystemExit as error:
+        if error.code == 128 + signal.SIGTERM:
+            click.echo(STOPPED, err=True)
+        raise
+    except StoppedError as error:
+        click.echo(safe(str(error)), err=True)
+        code = 128 + error.signal
     except (RobenchError, click.ClickException) as error:
         if wants_traceback:
             tracebacks.print_exc()
         text = error.format_message() if isinstance(error, click.ClickException) else str(error)
         context = getattr(error, "ctx", None)
         hint = f" (robench {context.info_name} --help)" if context and context.parent else ""
-        click.echo(f"error: {text}{hint}", err=True)
-        code = 2
+        click.echo(f"error: {safe(text)}{hint}", err=True)
+        code = error.code if isinstance(error, RobenchError) else 2
     except BrokenPipeError:
         code = 1
     except Exception as error:
         if wants_traceback:
             tracebacks.print_exc()
         click.echo(
-            f"error: {type(error).__name__}: {error}. This is a fault of robench; the same command with --traceback "
+            f"error: {type(error).__name__}: {safe(str(error))}. This is a fault of robench; the same command with --traceback "
             "shows where",
             err=True,
         )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from robench import __version__
+from robench.cli.asked import Asked
 from robench.cli.option import (
     Choice,
     Threat,
@@ -26,8 +27,8 @@ from robench.threat import ThreatModel
 
 if TYPE_CHECKING:
     from robench.checkpoint import Checkpoint
-    from robench.evaluation import Job
     from robench.inference import Inference
+    from robench.job import Job
     from robench.suite import Suite
 
 
@@ -89,11 +90,12 @@ def evaluate(
     check_writable(results)
 
     from robench.evaluation import Engine, plan_suite
-    from robench.results import Store
-    from robench.terminal import watched
+    from robench.results import Store, safe
+    from robench.signals import terminating
+    from robench.terminal import say, watched
 
-    with watched() as monitor:
-        engine = Engine(where.device, where.data_root, batch, monitor)
+    with watched() as monitor, terminating():
+        engine = Engine(where.device, where.data_root, batch, monitor, lambda text: say(safe(text)))
         jobs: list[Job] = []
         if attacks:
             targets = _targets(checkpoint, where.checkpoints)
@@ -138,6 +140,7 @@ def evaluate(
 @click.option("--source", "sources", multiple=True, metavar="CHECKPOINT", help="A surrogate for transfer. May repeat.")
 @click.option("--count", type=click.IntRange(min=1), help="The first COUNT test images; 256 by default, if there are.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
+@click.option("--corners", type=click.IntRange(min=1), default=200, show_default=True, help="Random corners G16 tries.")
 @click.option("--format", "form", type=Choice(["terminal", "markdown"]), default="terminal", show_default=True)
 @compute
 @results_option
@@ -147,6 +150,7 @@ def diagnose(
     sources: Sequence[str],
     count: int | None,
     seed: int,
+    corners: int,
     form: str,
     where: Where,
     results: Path,
@@ -166,9 +170,8 @@ def diagnose(
 
     engine = Engine(where.device, where.data_root)
     others = [open_checkpoint(text, where.checkpoints) for text in sources]
-    made = diagnosed(
-        engine, open_checkpoint(checkpoint, where.checkpoints), threat=threat, sources=others, count=count, seed=seed
-    )
+    target = open_checkpoint(checkpoint, where.checkpoints)
+    made = diagnosed(engine, target, threat=threat, sources=others, count=count, seed=seed, corners=corners)
     from robench.reporting import diagnosis_table
 
     path = diagnosis.put(made, results)
@@ -196,7 +199,7 @@ def demo(checkpoints: Path, results: Path, device: str) -> None:
     say(f"robench {__version__}: {plan.SUMMARY}")
     with watched() as monitor:
         told = tell(plan.run(checkpoints, results, torch_device(device), monitor), quiet=True)
-    print_report([record for record, _ in told], "terminal", "all", None, results)
+    print_report([record for record, _ in told], Asked("terminal"), None, results)
     say(f"checkpoints: {checkpoints}   results: {results}")
     say("next: robench report --format markdown, robench train rocl, robench evaluate --attack autoattack")
     finish(told, results)

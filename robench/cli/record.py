@@ -1,4 +1,4 @@
-"""`robench show` and `robench list`: one record, and what there is."""
+"""`robench show`, `robench features` and `robench list`: one record, one encoder, and what there is."""
 
 from __future__ import annotations
 
@@ -7,65 +7,117 @@ from typing import TYPE_CHECKING
 
 import click
 
-from robench.cli.option import Choice, Where, compute, results_option
+from robench.cli.option import Choice, Threat, Where, compute, results_option
 from robench.errors import UsageError
+from robench.threat import ThreatModel
 
 if TYPE_CHECKING:
-    import torch
-
     from robench.results import Result
 
 
 @click.command(short_help="Explain one result.")
 @click.argument("cell")
-@click.option("--images", type=click.IntRange(min=1), metavar="N", help="Draw the first N broken images; needs --out.")
+@click.option(
+    "--images", type=click.IntRange(min=1), metavar="N", help="Draw the first N broken images; needs --out or --keep."
+)
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="The PNG to write.")
+@click.option("--keep", is_flag=True, help="Store the images in the results, for reports and robench plot.")
 @compute
 @results_option
 def show(
     cell: str,
     images: int | None,
     out: Path | None,
+    keep: bool,
     where: Where,
     results: Path,
 ) -> None:
     """Explain one CELL in words: a key, its beginning, or the path of a record.
 
     With --images the attack is run again on the first broken images and a PNG shows each clean, adversarial, and the
-    difference amplified. Exit code 1 when an image is not broken again.
+    difference amplified. Exit code 1 when an image is not broken again; such an image is not kept.
     """
     from robench import showing
     from robench.results import Failure
 
-    if (images is None) != (out is None):
-        raise UsageError("--images N and --out FILE.png go together")
+    if (images is None) != (out is None and not keep):
+        raise UsageError("--images N goes with --out FILE.png, with --keep, or with both")
     record = showing.find(results, cell)
     click.echo(showing.words(record), nl=False)
-    if images is None or out is None:
+    if images is None:
         return
     if isinstance(record, Failure) or not showing.broken(record):
         raise UsageError("this cell has no broken images to draw")
-    _draw(record, images, out, where.device, where.data_root, where.checkpoints)
+    _draw(record, images, out, results if keep else None, where)
 
 
-def _draw(record: Result, count: int, out: Path, device: torch.device, data_root: Path, root: Path) -> None:
-    """Write the pictures of a record, and say whether they are what it says."""
-    from robench import pictures
+def _draw(record: Result, count: int, out: Path | None, results: Path | None, where: Where) -> None:
+    """Write the pictures of a record to a file, beside the results or both, and say whether they are what it says."""
+    from robench import exhibits, pictures
     from robench.checkpoint import at_hand
     from robench.evaluation import Engine
     from robench.files import write
     from robench.terminal import say
 
     parts = record.cell.source.split("+") if record.cell.source else []
-    checkpoint, *sources = [at_hand(sha256, root) for sha256 in (record.cell.checkpoint, *parts)]
-    loaded = Engine(device, data_root).images(record.subject.dataset, record.cell.count)
-    clean, adv, numbers, left = pictures.again(record, checkpoint, sources, loaded, count)
-    write(out, pictures.grid(clean, adv))
-    say(f"{out}: images {', '.join(map(str, numbers))}, from top; clean, adversarial, difference amplified")
-    if left:
-        say(f"NOT broken again: {', '.join(map(str, left))}; another device or version can do that, or a wrong record")
+    checkpoint, *sources = [at_hand(sha256, where.checkpoints) for sha256 in (record.cell.checkpoint, *parts)]
+    loaded = Engine(where.device, where.data_root).images(record.subject.dataset, record.cell.count)
+    made = pictures.again(record, checkpoint, sources, loaded, count)
+    if out is not None:
+        write(out, pictures.grid(made.clean, made.adv))
+        told = ", ".join(map(str, made.numbers))
+        say(f"{out}: images {told}, from top; clean, adversarial, difference amplified")
+    if results is not None:
+        say(f"stored: {exhibits.put(pictures.kept(record, made), results)}")
+    if made.left:
+        told = ", ".join(map(str, made.left))
+        say(f"NOT broken again: {told}; another device or version can do that, or a wrong record")
         raise SystemExit(1)
     say("all of them are broken again, as the record says")
+
+
+@click.command(short_help="Lay out an encoder's features, clean and adversarial, in two dimensions.")
+@click.argument("checkpoint")
+@click.option("--attack", help="pgd-20 by default; feature-pgd for an encoder without a head.")
+@click.option("--threat", type=Threat(), help="By default what the checkpoint was trained against.")
+@click.option("--count", type=click.IntRange(min=4), help="The first COUNT test images; 500 by default, if there are.")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of the attack and t-SNE."
+)
+@compute
+@results_option
+def features(
+    checkpoint: str,
+    attack: str | None,
+    threat: ThreatModel | None,
+    count: int | None,
+    seed: int,
+    where: Where,
+    results: Path,
+) -> None:
+    """Store a t-SNE of the features of a CHECKPOINT's encoder for clean and adversarial images.
+
+    `robench report --format html` and `robench plot --kind features` show it. An encoder without a head will do.
+    """
+    from robench import exhibits
+    from robench.files import check_writable
+    from robench.registry import ATTACKS
+
+    if attack:
+        ATTACKS.entry(attack)
+    check_writable(results)
+
+    from robench.checkpoint import open_checkpoint
+    from robench.embedding import embedded
+    from robench.evaluation import Engine
+    from robench.terminal import say
+
+    engine = Engine(where.device, where.data_root)
+    made = embedded(
+        engine, open_checkpoint(checkpoint, where.checkpoints), attack=attack, threat=threat, count=count, seed=seed
+    )
+    say(f"stored: {exhibits.put(made, results)}")
+    say(f"next: robench plot --kind features --results {results} --out features.svg")
 
 
 @click.command("list")

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from robench.cli.asked import Asked, again
 from robench.cli.option import Choice, checkpoints_option, results_option
 from robench.errors import UsageError
 from robench.suite import SUITES
 
 if TYPE_CHECKING:
     from robench.diagnosis import Diagnosis
+    from robench.exhibits import Exhibits
+    from robench.reference import Reference
     from robench.reporting import Table
     from robench.results import Failure, Result
 
@@ -29,12 +33,30 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--table",
-    type=Choice(["all", "white-box", "transfer", "cells", "cost", *SUITES]),
+    type=Choice(["all", "white-box", "transfer", "union", "cells", "cost", "classes", *SUITES]),
     default="all",
     show_default=True,
-    help="A suite's table has ours beside the published. CSV holds one table: `cells` (a row per result) unless named.",
+    help="A suite's table has ours beside the published; union: what attacks leave together, and what each adds; "
+    "classes: the class that is worst off. CSV holds one table: `cells` (a row per result) unless named.",
+)
+@click.option(
+    "--intervals/--no-intervals",
+    default=None,
+    help="95 % intervals beside every accuracy, or their width below the table. By default in markdown, html and json.",
 )
 @click.option("--dataset", help="Only results on this data set.")
+@click.option("--attack", multiple=True, metavar="NAME", help="Only these attacks. May repeat.")
+@click.option("--threat", multiple=True, metavar="NORM[-EPS]", help="Only these norms or threats. May repeat.")
+@click.option(
+    "--source", multiple=True, metavar="CHECKPOINT", help="Only crafted on these, or on none: white-box. May repeat."
+)
+@click.option("--seed", multiple=True, metavar="N", help="Only these seeds of attacks. May repeat.")
+@click.option(
+    "--reference",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.toml",
+    help="Figures that others measured, as rows of their own: docs/tables.md has the format.",
+)
 @results_option
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write to a file instead of stdout.")
 @click.option(
@@ -43,29 +65,44 @@ if TYPE_CHECKING:
     help="For --format html: add the training curves of the runs there. For --table cost: where those are.",
 )
 def report(
-    form: str, table: str, dataset: str | None, results: Path, out: Path | None, checkpoints: Path | None
+    form: str,
+    table: str,
+    intervals: bool | None,
+    results: Path,
+    out: Path | None,
+    checkpoints: Path | None,
+    reference: Path | None,
+    dataset: str | None,
+    **filters: tuple[str, ...],
 ) -> None:
     """Print the tables of everything in results/: a pure function of the files there.
 
     The table `cost` also reads what training cost, from the checkpoints.
     """
+    from robench.selection import Selection, selected
+
     if checkpoints and form != "html" and table != "cost":
         raise UsageError(f"--checkpoints is for --format html or --table cost; --format {form} has no figures")
-    print_report(stored(results, dataset), form, table, out, results, checkpoints)
-    if out is not None and table != "cost" and not checkpoints:  # which depend on more than the results
+    if reference and table not in ("all", "white-box", *SUITES):
+        raise UsageError(f"--reference is for --table white-box or a suite's; {table} has no row for it")
+    selection = Selection(dataset=(dataset,) if dataset else (), **filters)
+    asked = Asked(form, table, selection, intervals, reference, checkpoints)
+    print_report(selected(stored(results, None), selection), asked, out, results)
+    if out is not None and (options := asked.options(results)):
         from robench.verification import remember
 
-        remember(results, out, {"form": form, "table": table, "dataset": dataset})
+        remember(results, out, options)
 
 
-@click.command(short_help="Draw results/: curves, transfer, union, cost.")
+@click.command(short_help="Draw results/: curves, transfer, union, cost, classes, images.")
 @click.option(
     "--kind",
-    type=Choice(["curves", "transfer", "union", "pareto", "training"]),
+    type=Choice(["curves", "transfer", "union", "pareto", "training", "classes", "examples", "features"]),
     default="curves",
     show_default=True,
     help="Accuracy against eps; transfer matrices; which attacks broke which images; seconds against accuracy left; what "
-    "each run in --checkpoints logged.",
+    "each run in --checkpoints logged; accuracy by class; adversarial images of robench show --keep; t-SNE of robench "
+    "features.",
 )
 @click.option("--dataset", help="Only results on this data set.")
 @results_option
@@ -82,7 +119,7 @@ def plot(kind: str, dataset: str | None, results: Path, checkpoints: Path, out: 
 
     Results on other images, or by another seed, are other figures, one below the other.
     """
-    from robench import diagnosis
+    from robench import diagnosis, exhibits, gallery
     from robench.figures import figures, training
     from robench.files import write
     from robench.rendering.drawing import FORMATS, draw
@@ -90,7 +127,10 @@ def plot(kind: str, dataset: str | None, results: Path, checkpoints: Path, out: 
     form = out.suffix[1:].lower()
     if form not in FORMATS:
         raise UsageError(f"--out {out}: the name must end in {', '.join(f'.{each}' for each in FORMATS)}")
-    if kind != "training":
+    if kind in gallery.KINDS:
+        there = [] if kind == "features" else stored(results, dataset)
+        drawn = gallery.figures(there, exhibits.load(results), kind, diagnosis.records(results), dataset)
+    elif kind != "training":
         drawn = figures(stored(results, dataset), kind, diagnosis.records(results))
     elif dataset:
         raise UsageError("--dataset is for what is drawn from results; --kind training draws the runs in --checkpoints")
@@ -111,11 +151,11 @@ def verify(results: Path, check: bool, checkpoints: Path | None) -> None:
     """
     from robench import verification
     from robench.rendering.markdown import markdown
+    from robench.selection import selected
 
     def render(records: Sequence[Result | Failure], options: Mapping[str, str | None]) -> str:
-        kept = [r for r in records if options["dataset"] in (None, r.subject.dataset)]
-        form, table = options["form"] or "markdown", options["table"] or "all"
-        return _text(kept, form, table, file=True, results=results)
+        asked = again(options, results)
+        return _text(selected(records, asked.selection), asked, file=True, results=results)
 
     checks, records = verification.verify(results, checkpoints)
     if check:
@@ -132,29 +172,16 @@ def stored(results: Path, dataset: str | None) -> list[Result | Failure]:
         UsageError: if the data set leaves nothing.
     """
     from robench.results import Store
+    from robench.selection import Selection, selected
 
-    records = list(Store(results).records())
-    if not dataset:
-        return records
-    known = sorted({record.subject.dataset for record in records})
-    chosen = [record for record in records if record.subject.dataset == dataset]
-    if not chosen:
-        raise UsageError(f"--dataset {dataset} leaves none of the results; there are some on {', '.join(known)}")
-    return chosen
+    return selected(Store(results).records(), Selection(dataset=(dataset,) if dataset else ()))
 
 
-def print_report(
-    records: Sequence[Result | Failure],
-    form: str,
-    table: str,
-    out: Path | None,
-    results: Path,
-    checkpoints: Path | None = None,
-) -> None:
+def print_report(records: Sequence[Result | Failure], asked: Asked, out: Path | None, results: Path) -> None:
     """Render records to stdout or a file."""
     from robench.files import write
 
-    text = _text(records, form, table, file=out is not None, results=results, checkpoints=checkpoints)
+    text = _text(records, asked, file=out is not None, results=results)
     if out is not None:
         write(out, text.encode())
     else:
@@ -164,55 +191,95 @@ def print_report(
 def _render(
     made: Sequence[Table],
     records: Sequence[Result | Failure],
-    form: str,
-    checkpoints: Path | None,
+    asked: Asked,
     diagnoses: Sequence[Diagnosis],
+    shown: Exhibits,
 ) -> str:
     """Tables in a format for files; HTML has the figures of the records too, and the training curves of runs."""
+    from robench import gallery
     from robench.figures import figures, training
     from robench.rendering.html import html
     from robench.rendering.json import json
     from robench.rendering.latex import latex
     from robench.rendering.markdown import markdown
 
-    if form == "latex":
+    if asked.form == "latex":
         return latex(made)
-    if form == "json":
+    if asked.form == "json":
         return json(made, records)
-    if form == "html":
-        return html(made, figures(records, diagnoses=diagnoses) + (training(checkpoints) if checkpoints else []))
+    if asked.form == "html":
+        drawn = figures(records, diagnoses=diagnoses) + (training(asked.checkpoints) if asked.checkpoints else [])
+        datasets = {record.subject.dataset for record in records}
+        kept = replace(shown, embeddings=tuple(e for e in shown.embeddings if e.subject.dataset in datasets))
+        return html(made, drawn + gallery.figures(records, kept, diagnoses=diagnoses))
     return markdown(made)
 
 
-def _text(
-    records: Sequence[Result | Failure],
-    form: str,
-    table: str,
-    *,
-    file: bool,
-    results: Path,
-    checkpoints: Path | None = None,
-) -> str:
+def _text(records: Sequence[Result | Failure], asked: Asked, *, file: bool, results: Path) -> str:
     """What a report says, as text."""
-    from robench import comparison, cost, diagnosis, reporting, terminal
+    from robench import diagnosis, exhibits, reference, terminal
     from robench.rendering.csv import csv
 
-    diagnoses = diagnosis.records(results)
-    spent = cost.trained(checkpoints or Path("checkpoints")) if table == "cost" else {}
-    if form == "csv" and table in SUITES:
-        return comparison.csv(records, SUITES[table])
-    if form == "csv" and table == "cost":
-        return cost.csv(records, spent, diagnoses)
-    if form == "csv":
-        return csv(records, "cells" if table == "all" else table, diagnoses)
-    if table == "cells":
+    diagnoses, shown = diagnosis.records(results), exhibits.load(results)
+    if asked.form == "csv" and asked.table in ("all", "cells"):
+        if asked.reference:
+            raise UsageError("--reference needs --table white-box or a suite's in CSV, where all means cells")
+        return csv(records, "cells")
+    if asked.table == "cells":
         raise UsageError("--table cells is for --format csv")
-    if table == "cost":
-        made = cost.tables(records, spent, diagnoses)
-    elif table in SUITES:
-        made = comparison.tables(records, SUITES[table], diagnoses=diagnoses)
-    else:
-        made = reporting.tables(records, table, diagnoses)
-    return (
-        terminal.text(made, file=file) if form == "terminal" else _render(made, records, form, checkpoints, diagnoses)
-    )
+    references = reference.load(asked.reference) if asked.reference else ()
+    datasets = sorted({record.subject.dataset for record in records})
+    if references and not any(each.dataset in datasets for each in references):
+        raise UsageError(f"--reference {asked.reference}: none of its figures is on {', '.join(datasets)}")
+    if asked.form == "csv":
+        return _csv(records, asked, diagnoses, references, shown)
+    made = _tables(records, asked, diagnoses, references, shown)
+    if asked.form == "terminal":
+        return terminal.text(made, file=file)
+    return _render(made, records, asked, diagnoses, shown)
+
+
+def _tables(
+    records: Sequence[Result | Failure],
+    asked: Asked,
+    diagnoses: Sequence[Diagnosis],
+    references: Sequence[Reference],
+    shown: Exhibits,
+) -> list[Table]:
+    from robench import comparison, cost, perclass, reporting, union
+
+    if asked.table == "cost":
+        return cost.tables(records, cost.trained(asked.checkpoints or Path("checkpoints")), diagnoses, asked.spelled)
+    if asked.table == "classes":
+        return perclass.tables(records, shown.labels, diagnoses)
+    if asked.table == "union":
+        return union.tables(records, diagnoses, asked.spelled)
+    if asked.table in SUITES:
+        return comparison.tables(
+            records, SUITES[asked.table], diagnoses=diagnoses, intervals=asked.spelled, references=references
+        )
+    made = reporting.tables(records, asked.table, diagnoses, asked.spelled, references)
+    if asked.form == "html" and asked.table == "all" and perclass.known(records, shown.labels):
+        made += perclass.tables(records, shown.labels, diagnoses)
+    return made
+
+
+def _csv(
+    records: Sequence[Result | Failure],
+    asked: Asked,
+    diagnoses: Sequence[Diagnosis],
+    references: Sequence[Reference],
+    shown: Exhibits,
+) -> str:
+    from robench import comparison, cost, perclass, union
+    from robench.rendering.csv import csv
+
+    if asked.table == "cost":
+        return cost.csv(records, cost.trained(asked.checkpoints or Path("checkpoints")), diagnoses)
+    if asked.table == "classes":
+        return perclass.csv(records, shown.labels, diagnoses)
+    if asked.table == "union":
+        return union.csv(records, diagnoses)
+    if asked.table in SUITES:
+        return comparison.csv(records, SUITES[asked.table], references=references)
+    return csv(records, asked.table, diagnoses, asked.spelled, references)

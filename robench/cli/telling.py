@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from robench.evaluation import Job
+    from robench.job import Job
     from robench.reporting import Table
     from robench.results import Failure, Result
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,6 +13,9 @@ from robench.cli.option import Choice, Threat, Where, compute, results_option
 from robench.cli.telling import finish, show_tables, tell
 from robench.spec import assignment
 from robench.threat import ThreatModel
+
+if TYPE_CHECKING:
+    from robench.run import Run
 
 SMOKE_STEPS = 2
 SMOKE_BATCH = 16
@@ -37,7 +41,12 @@ SMOKE_BATCH = 16
     "--compile/--no-compile", "compiled", default=False, help="Compile the encoder; pays in long runs on a GPU."
 )
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder; by default checkpoints/RECIPE.")
-@click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
+@click.option(
+    "--resume/--restart",
+    default=True,
+    show_default=True,
+    help="Go on with what an interrupted run has left, or begin again without it.",
+)
 @click.option(
     "--smoke", is_flag=True, help=f"{SMOKE_STEPS} steps of {SMOKE_BATCH} images a stage, and what a full run takes."
 )
@@ -56,7 +65,11 @@ def train(
     resume: bool,
     smoke: bool,
 ) -> None:
-    """Train a RECIPE: a name from `robench list recipes`, or the path of a TOML file."""
+    """Train a RECIPE: a name from `robench list recipes`, or the path of a TOML file.
+
+    The same command goes on where an earlier one was cut off, to the same bits. SIGTERM and Ctrl-C stop after the step under
+    way and keep it (a second Ctrl-C stops at once); SIGUSR1 saves and goes on.
+    """
     from robench import recipe as recipes
     from robench.files import check_writable
     from robench.terminal import say, watched
@@ -76,6 +89,7 @@ def train(
     from robench.checkpoint import open_checkpoint
     from robench.protocols import Progress
     from robench.run import Run
+    from robench.signals import listening
 
     run = Run(
         recipe=training.smoke(wanted, SMOKE_BATCH) if smoke else wanted,
@@ -89,14 +103,15 @@ def train(
     )
     stages = " then ".join(stage.method for stage in wanted.stage)
     say(f"{wanted.name}: {stages}, {wanted.model} on {wanted.dataset}, seed {seed}, {run.device} -> {folder}")
+    _tell_start(run, resume)
     latest: dict[str, Progress] = {}
-    with watched() as monitor:
+    with watched() as monitor, listening() as asked:
 
         def both(progress: Progress) -> None:
             latest[progress.task] = progress
             monitor(progress)
 
-        made = training.train(run, resume=resume, monitor=both)
+        made = training.train(run, resume=resume, monitor=both, asked=asked)
     if "failed" in (told := str(made.provenance.get("compile", ""))):
         say(f"--compile {told}; trained without")
     if smoke:
@@ -105,6 +120,21 @@ def train(
     shown = ", ".join(f"{k} {100 * v:.1f} %" for k, v in made.metrics.items() if k.startswith("validation"))
     say(f"done: {made.folder} ({made.kind} epoch {made.epoch}{', ' + shown if shown else ''})")
     say(f"next: robench evaluate {made.folder} --attack pgd-20")
+
+
+def _tell_start(run: Run, resume: bool) -> None:
+    """Say what the folder holds of a run before it is trained."""
+    from robench.run import finished, holds, moved
+    from robench.terminal import say
+
+    if run.steps or not resume or not holds(run):
+        return
+    if finished(run):
+        say(f"{run.folder} holds this run already, finished: nothing is left to do")
+        return
+    say(f"going on with the run that was interrupted in {run.folder}; --restart begins it again")
+    if changes := moved(run):
+        say(f"note: {', '.join(changes)}: the last bits may differ from those of an uninterrupted run")
 
 
 @click.command(short_help="Train and attack a grid of recipes: one table of settings")

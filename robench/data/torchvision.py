@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
 
-from robench.data import Images, Split
+from robench.data import Images, Split, archive
 from robench.errors import DataError
 
 # what to put where when there is no network: the file to fetch, and the folder below the root
@@ -48,6 +47,7 @@ def load(*, name: str, split: Split, root: Path) -> Images:
     try:
         found = cls(str(root), download=False, **arguments)
     except (RuntimeError, OSError):
+        _check_files(cls, root)  # which torchvision would fetch again without a word
         found = _download(cls, name, root, arguments)
     _check_raw(name, root)
     data = numpy.asarray(found.data)
@@ -60,21 +60,35 @@ def load(*, name: str, split: Split, root: Path) -> Images:
     return Images(name, split, pixels, y, 100 if name == "CIFAR100" else 10)
 
 
+def _check_files(cls: Any, root: Path) -> None:
+    """Tell a file that is there, but not what was published, from one that is absent."""
+    folder = root / getattr(cls, "base_folder", "")
+    listed = [*getattr(cls, "train_list", ()), *getattr(cls, "test_list", ())]
+    listed += [row[1:] for row in getattr(cls, "split_list", {}).values()]
+    for file, expected in listed:
+        if (path := folder / file).is_file():
+            archive.check(path, expected)
+
+
 def _check_raw(name: str, root: Path) -> None:
     """Check the files that torchvision reads without checking them."""
     for file, expected in _RAW.get(name, {}).items():
-        path = root / name / "raw" / file
-        actual = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
-        if actual != expected:
-            raise DataError(f"{path} is damaged (MD5 {actual}, expected {expected}): delete it and fetch it again")
+        archive.check(root / name / "raw" / file, expected)
 
 
 def _download(cls: Any, name: str, root: Path, arguments: dict[str, Any]) -> Any:
     file, folder = _FILES[name]
+    from torchvision.datasets.utils import download_url
+
     try:
-        return cls(str(root), download=True, **arguments)
+        if not hasattr(cls, "tgz_md5") or name == "STL10":  # whose archive is too large to go through each time
+            return cls(str(root), download=True, **arguments)
+        if not (root / cls.filename).is_file():
+            download_url(cls.url, str(root), cls.filename, cls.tgz_md5)
+        return archive.read(cls, root, arguments["train"])
     except (RuntimeError, OSError, ValueError) as error:
         raise DataError(
             f"{name} is not in {root.resolve()} and cannot be downloaded ({type(error).__name__}). Fetch {file} where "
-            f"there is a network, put it into {root.resolve() / folder} (archives unpacked), or name another folder with --data"
+            f"there is a network, put it into {root.resolve() / folder} (archives unpacked; CIFAR's may "
+            f"also lie in {root.resolve()} as they are), or name another folder with --data"
         ) from error

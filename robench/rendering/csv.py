@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from robench.diagnosis import Diagnosis
 from robench.errors import StoreError
+from robench.reference import Reference
 from robench.reporting import ABSENT, DOUBTED, Table, apart, tables, unproven
 from robench.results import Failure, Result, safe
+from robench.statistic import interval
 
 if TYPE_CHECKING:
     import pandas
@@ -39,8 +41,8 @@ def tidy(records: Iterable[Result | Failure]) -> pandas.DataFrame:
             "seen": r.cell.threat == r.subject.threat,
             "count": r.cell.count,
             "attack_seed": r.cell.seed,
-            "clean_accuracy": sum(r.clean) / r.cell.count,
-            "robust_accuracy": None if r in alone else sum(r.robust) / r.cell.count,
+            **_shares("clean", r.clean),
+            **_shares("robust", None if r in alone else r.robust),
             "median_norm": None if r in alone else r.median_norm,
             "largest_perturbation": r.largest,
             "seconds": r.seconds,
@@ -70,7 +72,20 @@ def tidy(records: Iterable[Result | Failure]) -> pandas.DataFrame:
     return frame.sort_values(order, ascending=[True, False, *[True] * 8], ignore_index=True)
 
 
-def csv(records: Iterable[Result | Failure], which: str = "cells", diagnoses: Iterable[Diagnosis] = ()) -> str:
+def _shares(name: str, bits: Sequence[bool] | None) -> dict[str, float | None]:
+    """An accuracy as a fraction, and the ends of its 95 % Wilson interval."""
+    low, high = (None, None) if bits is None else interval(sum(bits), len(bits))
+    share = None if bits is None else sum(bits) / len(bits)
+    return {f"{name}_accuracy": share, f"{name}_low": low, f"{name}_high": high}
+
+
+def csv(
+    records: Iterable[Result | Failure],
+    which: str = "cells",
+    diagnoses: Iterable[Diagnosis] = (),
+    intervals: bool = False,
+    references: Sequence[Reference] = (),
+) -> str:
     """One CSV table: `cells` is tidy, a row per result; `white-box` and `transfer` are the wide tables."""
     import pandas
 
@@ -80,7 +95,8 @@ def csv(records: Iterable[Result | Failure], which: str = "cells", diagnoses: It
         records = list(records)
         flags = _flagged(r for r in records if isinstance(r, Result))
         frames = []
-        for table in tables([r for r in records if isinstance(r, Result)], which, diagnoses):
+        results = [r for r in records if isinstance(r, Result)]
+        for table in tables(results, which, diagnoses, intervals, references):
             made = pandas.DataFrame([row[1:] for row in table.rows], columns=table.heads)
             if table.bold:  # numbers stay numbers: which of them are bold is said beside them
                 made["bold"] = ["; ".join(_bold(table, i)) for i in range(len(table.rows))]

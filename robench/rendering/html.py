@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from html import escape
 
 from robench import __version__
-from robench.figures import Figure
-from robench.rendering.drawing import DARK_INK, DARK_PAPER, INK, PAPER, inline
+from robench.panels import Figure
+from robench.rendering.axes import DARK_INK, DARK_PAPER, INK, PAPER
+from robench.rendering.drawing import inline, narrow
 from robench.rendering.latex import spans
 from robench.reporting import Table
 from robench.results import FLAG
@@ -25,7 +26,8 @@ body {{ margin: 0 auto; padding: 1.2rem; max-width: 84rem; background: var(--pap
   font: 16px/1.5 system-ui, "DejaVu Sans", sans-serif }}
 h1 {{ font-size: 1.5rem; margin: 0 0 .3rem }}
 h2 {{ font-size: 1.12rem; margin: 0 0 .5rem; overflow-wrap: anywhere }}
-nav ul {{ padding-left: 1.2rem }}
+nav ul {{ padding-left: 1.2rem; columns: 30rem; font-size: .86rem }}
+nav li {{ break-inside: avoid }}
 a {{ color: var(--link); overflow-wrap: anywhere }}
 section {{ margin: 2.2rem 0 }}
 .scroll {{ overflow-x: auto; max-width: 100% }}
@@ -52,7 +54,10 @@ td.wide {{ white-space: normal; text-align: left; min-width: 16rem; overflow-wra
 .notes .flag {{ color: var(--ink); font-weight: 600 }}
 figure {{ margin: 0 }}
 figure svg {{ max-width: 100%; height: auto; color: var(--ink); display: block; margin: auto }}
-figure.whole svg {{ width: 100%; min-width: 34rem }}
+figure.whole .broad svg {{ width: 100% }}
+.slim {{ display: none }}
+.slim svg {{ width: 34rem }}
+@media screen and (max-width: 46rem) {{ .broad {{ display: none }} .slim {{ display: block }} }}
 figure.half svg {{ width: 34rem }}
 figcaption {{ font-size: .86rem; color: var(--soft); overflow-wrap: anywhere }}
 footer {{ font-size: .8rem; color: var(--soft) }}
@@ -125,7 +130,8 @@ def html(made: Sequence[Table], drawn: Sequence[Figure] = (), title: str = "robe
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="referrer" content="no-referrer">\n<link rel="icon" href="data:,">\n'
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<header><h1>{escape(title)}</h1></header>\n"
-        f'<nav aria-label="Contents"><ul>{links}</ul></nav>\n<main>\n{body}</main>\n'
+        f'<nav aria-label="Contents"><details open><summary>Contents</summary><ul>{links}</ul></details></nav>\n'
+        f"<main>\n{body}</main>\n"
         f"<footer>robench {escape(__version__)}. Click a head to sort by it.</footer>\n"
         f"<script>{SCRIPT}</script>\n</body>\n</html>\n"
     )
@@ -186,8 +192,11 @@ def _cell(text: str, place: int, bold: bool) -> str:
 
 
 def _figure(figure: Figure, number: int) -> str:
-    width = "half" if len(figure.panels) == 1 else "whole"
+    width = "half" if narrow(figure) else "whole"
     drawn = inline(figure, f"f{number}-")
+    if width == "whole":
+        slim = inline(figure, f"s{number}-", slim=True)
+        drawn = f'<div class="broad">{drawn}</div><div class="slim">{slim}</div>'
     return (
         f'<figure class="{width}"><div class="scroll" tabindex="0" role="region" aria-label="{escape(figure.title)}">'
         f"{drawn}</div>\n<figcaption>{escape(figure.caption)}</figcaption></figure>\n"

@@ -28,7 +28,7 @@ def _markdown(table: Table) -> str:
         "|" + "|".join("-" * (w + 1) + (":" if i else "-") for i, w in enumerate(widths)) + "|",
     ]
     text += [_row(line, widths) for line in lines[1:]]
-    notes = "".join(re.sub(r"^([#+=~*>-]|\d+[.)])", r"\\\1", _cell(note)) + "\n" for note in table.notes)
+    notes = "".join(re.sub(r"^(\d+)(?=[.)])|^(?=[#+=~*>-])", r"\1\\", _cell(note)) + "\n" for note in table.notes)
     return f"**{_cell(table.title)}**\n\n" + "\n".join(text) + "\n" + (f"\n{notes}" if notes else "")
 
 
