@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from robench import files, weights
+from robench import files, tensors
 from robench.errors import CheckpointError, RobenchError
 from robench.methods import method_for
 from robench.models import Nets, build_nets
@@ -82,7 +82,7 @@ class Checkpoint:
                 f"{path} is damaged: its SHA-256 is not the one in {path.with_suffix('.json').name}; "
                 "restore the file or train it again"
             )
-        stored = weights.read(content, str(path))
+        stored = tensors.read(content, str(path))
         shape = self.recipe, self.stages, self.classes, self.shape
         with suppress(NotImplementedError, RuntimeError, TypeError), torch.device("meta"):  # which a model may not know
             fitting(nets_after(*shape), stored, str(path))  # before memory is given for what the description claims
@@ -113,7 +113,7 @@ def fitting(nets: Nets, stored: Mapping[str, Tensor], what: str) -> Mapping[str,
     """
     if not any(key.startswith("encoder.") for key in stored):
         raise CheckpointError(f"{what} holds no encoder, so no head can stand on it; train one: robench train RECIPE")
-    weights.check(stored, nets.state_dict(), what)
+    tensors.check(stored, nets.state_dict(), what)
     return stored
 
 

@@ -27,6 +27,7 @@ from robench.reporting import (
     unreliable,
 )
 from robench.results import Failure, Result, Subject, safe
+from robench.statistic import interval
 from robench.threat import ThreatModel
 
 REMEDY = (
@@ -104,7 +105,10 @@ def known(records: Iterable[Result | Failure], labels: Iterable[Labels]) -> list
 
 
 def tables(
-    records: Iterable[Result | Failure], labels: Iterable[Labels], diagnoses: Iterable[Diagnosis] = ()
+    records: Iterable[Result | Failure],
+    labels: Iterable[Labels],
+    diagnoses: Iterable[Diagnosis] = (),
+    intervals: bool = False,
 ) -> list[Table]:
     """The worst class of each checkpoint, clean and under all attacks at each threat.
 
@@ -112,6 +116,7 @@ def tables(
         records: results; failures are passed over.
         labels: of their images.
         diagnoses: of some checkpoints; those that failed are marked.
+        intervals: whether means have theirs beside them. That of a class picked as the worst would be too narrow.
 
     Raises:
         StoreError: if the classes of none of the images are known.
@@ -119,13 +124,16 @@ def tables(
     results = apart(sorted((r for r in records if isinstance(r, Result)), key=lambda r: r.cell.key))
     doubted = doubts(results, diagnoses)
     groups = sorted({images_of(r) for r in results}, key=str)
-    made = [_table(part, known_as, place(group, groups), doubted) for group, part, known_as in known(results, labels)]
+    made = [
+        _table(part, known_as, place(group, groups), doubted, intervals)
+        for group, part, known_as in known(results, labels)
+    ]
     if not made:
         raise StoreError(REMEDY)
     return made
 
 
-def _table(results: Sequence[Result], labels: Sequence[int], where: str, doubted: Doubts) -> Table:
+def _table(results: Sequence[Result], labels: Sequence[int], where: str, doubted: Doubts, intervals: bool) -> Table:
     subjects = ordered({r.subject.sha256: r.subject for r in results}.values())
     alone = unproven(results)
     counted = [r for r in results if r not in alone]
@@ -137,9 +145,9 @@ def _table(results: Sequence[Result], labels: Sequence[int], where: str, doubted
     rows = []
     for subject in subjects:
         clean = next(r.clean for r in results if r.cell.checkpoint == subject.sha256)
-        row = [marked(subject, doubted), *_cells(clean, labels)]
+        row = [marked(subject, doubted), *_cells(clean, labels, intervals)]
         for threat in threats:
-            row += _cells(worst_case(counted, subject, threat), labels)
+            row += _cells(worst_case(counted, subject, threat), labels, intervals)
         rows.append((safe(subject.group), *row))
     sizes = [share.count for share in shares([True] * len(labels), labels)]
     notes = (
@@ -175,7 +183,15 @@ def csv(records: Iterable[Result | Failure], labels: Iterable[Labels], diagnoses
             }
             flags = "; ".join(reasons(subject, doubted))
             rows += [
-                {**about, "class": s.label, "right": s.right, "of": s.count, "accuracy": s.accuracy, "flags": flags}
+                {
+                    **about,
+                    "class": s.label,
+                    "right": s.right,
+                    "of": s.count,
+                    "accuracy": s.accuracy,
+                    **dict(zip(("accuracy_low", "accuracy_high"), interval(s.right, s.count), strict=True)),
+                    "flags": flags,
+                }
                 for s in shares(right, classes)
             ]
     if not rows:
@@ -196,12 +212,12 @@ def _columns(results: Sequence[Result]) -> Iterator[tuple[Subject, ThreatModel |
                 yield subject, threat, right
 
 
-def _cells(right: Sequence[bool] | None, labels: Sequence[int]) -> list[str]:
+def _cells(right: Sequence[bool] | None, labels: Sequence[int], intervals: bool) -> list[str]:
     """Mean and worst class, as text."""
     if right is None:
         return [ABSENT, ABSENT]
     lost = worst_class(right, labels)
-    return [accuracy([right]), f"{100 * lost.accuracy:.1f} ({lost.label}: {lost.right}/{lost.count})"]
+    return [accuracy([right], intervals), f"{100 * lost.accuracy:.1f} ({lost.label}: {lost.right}/{lost.count})"]
 
 
 def panels(results: Sequence[Result], labels: Sequence[int], names: Mapping[str, str]) -> list[Classes]:

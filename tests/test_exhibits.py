@@ -19,6 +19,7 @@ from test_rendering import Page, browser  # noqa: F401 (a fixture)
 from test_reporting import HOSTILE, LINF, PGDAT, RECORDS, ROCL, SECRET, STANDARD, named, result, rows
 
 from robench import data, exhibits, gallery, perclass, recipe
+from robench.caption import accuracy
 from robench.data import Split
 from robench.diagnosis import Diagnosis, Row
 from robench.embedding import tsne
@@ -29,6 +30,7 @@ from robench.rendering import axes, drawing
 from robench.rendering.html import html
 from robench.results import Result, Store
 from robench.spec import digest
+from robench.statistic import interval
 from robench.threat import ThreatModel
 from robench.training import Run, train
 
@@ -177,6 +179,15 @@ def test_rows_of_classes_are_tidy() -> None:
         ("linf-8/255", "0", "1", "2"),
     }
     assert {r["flags"] for r in table} == {"odd"}
+    for r in table:
+        low, high = interval(int(r["right"]), int(r["of"]))
+        assert (float(r["accuracy_low"]), float(r["accuracy_high"])) == pytest.approx((low, high))
+
+
+def test_means_have_intervals_where_asked_for() -> None:
+    (table,) = perclass.tables([result(PGDAT, "pgd-20", "11010100")], [LABELS], intervals=True)
+    assert table.rows[0][2] == accuracy([(True,) * 6 + (False,) * 2], True)
+    assert "-" in table.rows[0][2]
 
 
 @pytest.mark.parametrize("labels", [(), (replace(LABELS, data="e" * 64),)])

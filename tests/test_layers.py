@@ -36,7 +36,7 @@ LAYERS = (
             "arithmetic",
             "average",
             "stepping",
-            "weights",
+            "tensors",
             "part",
             "claim",
             "inputs",

@@ -251,7 +251,7 @@ def _tables(
     if asked.table == "cost":
         return cost.tables(records, cost.trained(asked.checkpoints or Path("checkpoints")), diagnoses, asked.spelled)
     if asked.table == "classes":
-        return perclass.tables(records, shown.labels, diagnoses)
+        return perclass.tables(records, shown.labels, diagnoses, asked.spelled)
     if asked.table == "union":
         return union.tables(records, diagnoses, asked.spelled)
     if asked.table in SUITES:
@@ -260,7 +260,7 @@ def _tables(
         )
     made = reporting.tables(records, asked.table, diagnoses, asked.spelled, references)
     if asked.form == "html" and asked.table == "all" and perclass.known(records, shown.labels):
-        made += perclass.tables(records, shown.labels, diagnoses)
+        made += perclass.tables(records, shown.labels, diagnoses, asked.spelled)
     return made
 
 

@@ -30,7 +30,12 @@ nav ul {{ padding-left: 1.2rem; columns: 30rem; font-size: .86rem }}
 nav li {{ break-inside: avoid }}
 a {{ color: var(--link); overflow-wrap: anywhere }}
 section {{ margin: 2.2rem 0 }}
-.scroll {{ overflow-x: auto; max-width: 100% }}
+/* a shadow at an edge behind which there is more: the paper that covers it scrolls along */
+.scroll {{ overflow-x: auto; max-width: 100%; background:
+  linear-gradient(to right, var(--paper) 40%, transparent) left / 2.4rem 100% no-repeat local,
+  linear-gradient(to left, var(--paper) 40%, transparent) right / 2.4rem 100% no-repeat local,
+  linear-gradient(to right, var(--line), transparent) left / .9rem 100% no-repeat scroll,
+  linear-gradient(to left, var(--line), transparent) right / .9rem 100% no-repeat scroll }}
 :focus-visible {{ outline: 2px solid var(--link); outline-offset: 1px }}
 table {{ border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums;
   border-top: 2px solid var(--ink); border-bottom: 2px solid var(--ink) }}
@@ -47,7 +52,7 @@ thead button:hover, tbody tr:hover > * {{ background: var(--band) }}
 th:first-child, td:first-child {{ text-align: left }}
 tbody th {{ font-weight: 400; position: sticky; left: 0; background: var(--paper); max-width: 40vw; overflow: hidden;
   text-overflow: ellipsis }}
-tbody .group th {{ font-style: italic; color: var(--soft); padding-top: .6rem; max-width: none }}
+tbody .group th {{ font-style: italic; color: var(--soft); padding-top: .6rem; max-width: none; background: none }}
 td.wide {{ white-space: normal; text-align: left; min-width: 16rem; overflow-wrap: anywhere }}
 .bold {{ font-weight: 700 }}
 .notes {{ font-size: .86rem; color: var(--soft); margin: .6rem 0; padding-left: 1.1rem; overflow-wrap: anywhere }}
@@ -57,7 +62,10 @@ figure svg {{ max-width: 100%; height: auto; color: var(--ink); display: block; 
 figure.whole .broad svg {{ width: 100% }}
 .slim {{ display: none }}
 .slim svg {{ width: 34rem }}
-@media screen and (max-width: 46rem) {{ .broad {{ display: none }} .slim {{ display: block }} }}
+@media screen and (max-width: 46rem) {{
+  .broad {{ display: none }} .slim {{ display: block }}
+  th.span {{ text-align: left }} /* or they are out of sight */
+}}
 figure.half svg {{ width: 34rem }}
 figcaption {{ font-size: .86rem; color: var(--soft); overflow-wrap: anywhere }}
 footer {{ font-size: .8rem; color: var(--soft) }}
@@ -65,7 +73,7 @@ footer {{ font-size: .8rem; color: var(--soft) }}
   :root {{ --paper: #fff; --ink: #000; --soft: #333; --line: #999; --band: #fff; --link: #000; color-scheme: light }}
   body {{ font-size: 9pt; max-width: none; padding: 0 }}
   nav, thead button::after {{ display: none }}
-  .scroll {{ overflow: visible }}
+  .scroll {{ overflow: visible; background: none }}
   table {{ font-size: 7pt }} th, td, thead button {{ padding: .1rem .25rem; white-space: normal }}
   section {{ break-inside: avoid }}
 }}
