@@ -31,6 +31,7 @@ class Run:
         steps: stop each epoch after that many steps and each stage after one epoch (a smoke run); None for all.
         encoder: a checkpoint whose encoder to start from.
         track: told the figures of every epoch; nothing depends on it.
+        compile: whether to compile the encoder, which moves rounding only.
     """
 
     recipe: Recipe
@@ -41,6 +42,7 @@ class Run:
     steps: int | None = None
     encoder: Checkpoint | None = None
     track: Callable[[Mapping[str, Any]], None] = field(default=lambda row: None, compare=False)
+    compile: bool = False
 
     @property
     def identity(self) -> str:

@@ -25,7 +25,20 @@ LAYERS = (
     (
         *("noise", "geometry", "losses", "door", "augment", "pixels", "data", "models", "recipe", "results"),
         *("optimiser", "convex", "probe", "suite", "inference", "smoothed", "unlabelled", "meter", "tensors", "part"),
-        *("claim", "inputs", "sealed", "outputs", "statistic", "fitting", "preprocess", "zoo", "blackbox", "gates"),
+        *(
+            "claim",
+            "inputs",
+            "sealed",
+            "outputs",
+            "statistic",
+            "fitting",
+            "preprocess",
+            "zoo",
+            "blackbox",
+            "gates",
+            "twin",
+        ),
+        *("arithmetic", "average", "stepping"),
     ),
     (
         "attacks",
