@@ -120,8 +120,8 @@ def train(
             monitor(progress)
 
         made = training.train(replace(run, track=rows), resume=resume, monitor=both, asked=asked)
-    if "failed" in (told := str(made.provenance.get("compile", ""))):
-        say(f"--compile {told}; trained without")
+    if "failed" in (outcome := str(made.provenance.get("compile", ""))):
+        say(f"--compile {outcome}; trained without")
     if smoke:
         times = [progress.values[training.FULL] for progress in latest.values()]
         say(f"a full run would take here about {' + '.join(times)}; this one was {SMOKE_STEPS} small steps a stage")
