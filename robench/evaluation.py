@@ -30,6 +30,7 @@ from robench.spec import digest, plain
 from robench.suite import Suite
 from robench.threat import ThreatModel
 
+RESTLESS = "answers differently each time, so a transfer from it is one of many"
 QUERIES = ("score-based", "decision-based")  # attacks that need no gradients
 
 Watch: TypeAlias = Callable[[float, str], None]
@@ -116,6 +117,9 @@ class Engine:
                 check_fits(each, images)
                 self.loaded(each)
             others: list[Source | None] = [s for s in every if checkpoint.sha256 not in s.sha256] if every else [None]
+            for left in every:
+                if len(left.members) > 1 and left not in others:
+                    self.tell(f"{checkpoint.name} is a member of {left.name}, so it is no target of it")
             for source in others:
                 for text in attacks:
                     check_gradients(text, source.members if source else (checkpoint,))
@@ -255,8 +259,14 @@ class Engine:
         )
         self._fits = job.cell.key, door.micro_batch
         if job.source:
-            self._crafted[span] = crafted
+            restless = [f"{each.name} {RESTLESS}" for each in job.source.members if self._restless(each, images)]
+            crafted = self._crafted[span] = replace(crafted, notes=(*crafted.notes, *restless))
         return crafted
+
+    def _restless(self, source: Target, images: Images) -> bool:
+        """Whether what images are crafted on answers differently each time."""
+        with frozen(self.loaded(source)), verdict.guarded(0), verdict.exact():
+            return self._probe(source, images).randomised
 
     def _fitting(self, job: Job) -> int:
         """The most images at once: as many as fitted into memory in the last part of the same cell, which noted it."""

@@ -122,7 +122,16 @@ def evaluate(
         AttackError: if the model or the attack breaks its contract.
     """
     check_images(x, y, classes)
+    if torch.is_inference_mode_enabled():  # which no gradient passes, so outside it, with tensors from outside it
+        with torch.inference_mode(False):
+            return evaluate(
+                model, attack, x.clone(), y.clone(), classes=classes, seed=seed, ids=ids, batch=batch, source=source
+            )
     x, target = x.detach(), as_module(model)
+    if any(weight.is_inference() for weight in target.parameters()):
+        raise AttackError(
+            "the model's weights were made inside torch.inference_mode, so no gradient passes them: load it outside"
+        )
     ids = torch.arange(len(x), device=x.device) if ids is None else ids.to(x.device)
     with frozen(target), guarded(seed), exact():
         found = probe(target, x, y, classes, batch)

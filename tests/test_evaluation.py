@@ -600,3 +600,37 @@ def test_a_run_within_its_last_stage_is_refused(engine: Engine, tmp_path: Path, 
 
 def test_a_finished_run_is_ready(standard: Checkpoint) -> None:
     assert unready(standard) == ""
+
+
+def test_an_ensemble_says_whom_it_does_not_attack(standard: Checkpoint, robust: Checkpoint) -> None:
+    said: list[str] = []
+    engine = Engine(CPU, tell=said.append)
+    both = [[standard, robust]]
+    assert not engine.plan([standard], attacks=["pgd-5"], threats=[LINF], sources=both, count=COUNT)
+    assert said == [f"{standard.name} is a member of pgd-at-digits+standard-digits, so it is no target of it"]
+
+
+def test_a_source_that_answers_differently_is_told(
+    standard: Checkpoint, robust: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(CPU)
+    (job,) = engine.plan([robust], attacks=["pgd-5"], threats=[LINF], sources=[standard], count=COUNT)
+    plain = engine.evaluate(job)
+    loaded, dice = engine.loaded, torch.Generator().manual_seed(0)
+
+    def noisy(checkpoint: Checkpoint) -> torch.nn.Module:
+        nets = loaded(checkpoint)
+        if checkpoint.sha256 != standard.sha256:
+            return nets
+        restless = torch.nn.Sequential(nets)
+        restless.register_forward_hook(lambda _m, _x, out: out + torch.randn(out.shape, generator=dice))
+        return restless
+
+    engine = Engine(CPU)
+    monkeypatch.setattr(engine, "loaded", noisy)
+    found = engine.evaluate(job)
+    assert isinstance(plain, Result)
+    assert isinstance(found, Result)
+    told = f"on {standard.name}: {standard.name} answers differently each time, so a transfer from it is one of many"
+    assert told in found.notes
+    assert told not in plain.notes
