@@ -26,6 +26,7 @@ from robench.provenance import provenance
 from robench.recipe import Recipe
 from robench.registry import ATTACKS, DATASETS
 from robench.results import Cell, Failure, Result, Store
+from robench.search import check_search
 from robench.smoothed import Glimpse, Smoothed
 from robench.spec import digest, plain
 from robench.suite import Suite
@@ -81,6 +82,7 @@ class Engine:
         seed: int = 0,
         dataset: str | None = None,
         inference: Inference | None = None,
+        precision: str = "float32",
     ) -> list[Job]:
         """Every cell of checkpoints x attacks x threats (x sources), checked before anything runs.
 
@@ -94,9 +96,10 @@ class Engine:
             seed: of the attacks.
             dataset: evaluate on this one instead of the one each checkpoint was trained on.
             inference: how the checkpoints answer, where that is more than one look. Sources look once.
+            precision: of white-box searches; verdicts are float32 whatever it is.
 
         Raises:
-            UsageError: for unknown names, or a count beyond the test set.
+            UsageError: for unknown names, a count beyond the test set, or an attack, model or device without that precision.
             CheckpointError: for a damaged checkpoint, one without a head, or of other images or classes than the data set.
         """
         jobs = []
@@ -112,6 +115,7 @@ class Engine:
                 for text in attacks:
                     for threat in list(threats) or [usual_threat(checkpoint.recipe, checkpoint.name)]:
                         attack = _aimed(text, threat, crosses=source is not None or inference is not None)
+                        check_search(attack, text, precision, self.device, source is not None or inference is not None)
                         cell = Cell(
                             checkpoint=checkpoint.sha256,
                             source=source.sha256 if source else "",
@@ -123,6 +127,7 @@ class Engine:
                             count=len(images),
                             seed=seed,
                             inference=_settled(inference, checkpoint, attack, transfer=source is not None),
+                            precision=precision,
                         )
                         jobs.append(Job(cell, checkpoint, source, attack, name))
         return in_order(jobs)
@@ -229,8 +234,13 @@ class Engine:
             self._crafting, self._crafted = what, {}
         if job.source and span in self._crafted:
             return self._crafted[span]
-        members = [self.loaded(member) for member in job.source.members] if job.source else [self._attacked(job)]
-        door = Door(members[0] if len(members) == 1 else Ensemble(members), images.classes, self.batch, watch)
+        if job.source:
+            members = [self.loaded(member) for member in job.source.members]
+            door = Door(members[0] if len(members) == 1 else Ensemble(members), images.classes, self.batch, watch)
+        else:
+            seen, nets = images.x(slice(32)), self._attacked(job)
+            probe, wanted = self._probe(job.checkpoint, images), job.cell.precision
+            door = verdict.white_box(nets, job.attack, seen, probe, images.classes, self.batch, watch, wanted)
         crafted = verdict.craft(
             door,
             job.attack,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from robench.checkpoint import Checkpoint
 from robench.protocols import Attack
-from robench.results import Cell, Subject, column, named
+from robench.results import Cell, Subject, asked, named
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,7 @@ class Job:
     def label(self) -> str:
         """What to call it."""
         cell, via = self.cell, f" from {self.source.name}" if self.source else ""
-        return (
-            f"{named(subject(self.checkpoint, self.dataset), cell.inference)}{via}: {column(cell.attack, cell.threat)}"
-        )
+        return f"{named(subject(self.checkpoint, self.dataset), cell.inference)}{via}: {asked(cell)}"
 
     @property
     def subjects(self) -> tuple[Subject, Subject | None]:

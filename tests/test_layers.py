@@ -24,7 +24,19 @@ LAYERS = (
     ("files", "spec", "registry", "provenance", "protocols"),
     (
         *("noise", "geometry", "losses", "door", "augment", "data", "models", "recipe", "results", "optimiser"),
-        *("convex", "probe", "suite", "inference", "smoothed", "unlabelled", "meter", "part", "claim"),
+        *(
+            "convex",
+            "probe",
+            "suite",
+            "inference",
+            "smoothed",
+            "unlabelled",
+            "meter",
+            "part",
+            "claim",
+            "twin",
+            "search",
+        ),
     ),
     (
         "attacks",

@@ -13,7 +13,7 @@ from robench.attacks.apgd import APGD, APGDT
 from robench.attacks.fab import FAB
 from robench.attacks.reference import NEEDS, run_reference
 from robench.attacks.square import Square
-from robench.door import Door
+from robench.door import Door, fooled
 from robench.errors import UsageError
 from robench.geometry import exact_norm, inside
 from robench.noise import branch
@@ -67,6 +67,11 @@ class AutoAttack:
     def randomised(self) -> bool:
         """Whether it is fit for models that answer differently each time."""
         return self.version == "rand"
+
+    @property
+    def confirms(self) -> bool:
+        """Whether what its members stop on is confirmed in float32."""
+        return self.backend == "engine" and not self.randomised
 
     @property
     def separable(self) -> bool:
@@ -166,4 +171,4 @@ class AutoAttack:
         """Which images fool the model; over averaged passes where it answers differently each time."""
         with torch.no_grad():
             logits = torch.stack([model(adv) for _ in range(DRAWS if self.randomised else 1)]).mean(0)
-        return logits.argmax(1) != y
+        return fooled(model, adv, logits, y)

@@ -56,6 +56,15 @@ if TYPE_CHECKING:
 @click.option("--average", help="For --inference tsi: probabilities (the default) or votes.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of the attacks.")
 @click.option("--batch", type=click.IntRange(min=1), default=500, show_default=True, help="Images at once.")
+@click.option(
+    "--precision",
+    type=Choice(["float32", "float16", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="Of white-box searches. What they find counts only if it fools the model in float32; another precision is another "
+    "cell.",
+)
+@click.option("--plan", is_flag=True, help="Show the cells, with passes and hours at most, and attack nothing.")
 @compute
 @results_option
 def evaluate(
@@ -71,6 +80,8 @@ def evaluate(
     average: str | None,
     seed: int,
     batch: int,
+    precision: str,
+    plan: bool,
     where: Where,
     results: Path,
 ) -> None:
@@ -85,6 +96,8 @@ def evaluate(
     for attack in attacks:
         ATTACKS.entry(attack)
     wanted = _suites(suites, attacks, threats, sources, draws)
+    if wanted and precision != "float32":
+        raise UsageError(f"--precision {precision} goes with --attack; suite {wanted[0].name} is a table in float32")
     answers = _inference(inference, draws, average)
     check_writable(results)
 
@@ -106,6 +119,7 @@ def evaluate(
                 seed=seed,
                 dataset=dataset,
                 inference=answers,
+                precision=precision,
             )
         if wanted:
             targets = _targets(checkpoint, where.checkpoints, last=True)
