@@ -53,9 +53,7 @@ class Bench:
     def judged(self, adv: Tensor) -> int:
         """How many images are right, and stay right inside ball and box, by a float32 forward pass."""
         with torch.no_grad():
-            right = [
-                (self.nets(a).argmax(1) == b) for a, b in zip(adv.split(BATCH), self.y.split(BATCH), strict=True)
-            ]
+            right = [(self.nets(a).argmax(1) == b) for a, b in zip(adv.split(BATCH), self.y.split(BATCH), strict=True)]
         return int(torch.cat(right).sum())
 
 
@@ -117,9 +115,7 @@ def library(bench: Bench, name: str, threat: ThreatModel, steps: int) -> Callabl
         attack = kind(steps=steps, abs_stepsize=eps / 8, random_start=True)
         return attack(foolbox.PyTorchModel(bench.nets, (0, 1)), x, y, epsilons=eps)[1].detach()
 
-    return lambda: torch.cat(
-        [attacked(x, y) for x, y in zip(bench.x.split(BATCH), bench.y.split(BATCH), strict=True)]
-    )
+    return lambda: torch.cat([attacked(x, y) for x, y in zip(bench.x.split(BATCH), bench.y.split(BATCH), strict=True)])
 
 
 def compared(

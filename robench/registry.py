@@ -171,6 +171,8 @@ METHODS = Registry(
     [
         Entry("standard", "robench.methods.standard:Standard", "cross-entropy on augmented images, no adversary"),
         Entry("pgd-at", "robench.methods.pgd_at:PGDAT", "adversarial training on PGD examples (Madry et al. 2018)"),
+        Entry("fgsm-rs", "robench.methods.fgsm_rs:FGSMRS", "one step from a random start (Wong et al. 2020)"),
+        Entry("n-fgsm", "robench.methods.fgsm_rs:NFGSM", "one step from strong noise (de Jorge et al. 2022)"),
         Entry("trades", "robench.methods.trades:TRADES", "cross-entropy plus beta times KL to PGD (Zhang et al. 2019)"),
         Entry("rst", "robench.methods.rst:RST", "TRADES with pseudo-labels beside the labels (Carmon et al. 2019)"),
         Entry("simclr", "robench.methods.simclr:SimCLR", "contrastive learning of two views (Chen et al. 2020)"),

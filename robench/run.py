@@ -30,6 +30,7 @@ class Run:
         data_root: where data sets are kept.
         steps: stop each epoch after that many steps and each stage after one epoch (a smoke run); None for all.
         encoder: a checkpoint whose encoder to start from.
+        compile: whether to compile the encoder, which moves rounding only.
     """
 
     recipe: Recipe
@@ -39,6 +40,7 @@ class Run:
     data_root: Path = Path("data")
     steps: int | None = None
     encoder: Checkpoint | None = None
+    compile: bool = False
 
     @property
     def identity(self) -> str:

@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,8 +20,9 @@ from torch import Tensor, nn
 
 from robench import checkpoint, data, files, unlabelled
 from robench.admission import check_extra, check_stages, pseudo_share
+from robench.arithmetic import Arithmetic, check_precision
 from robench.attacks.pgd import PGD
-from robench.augment import augment
+from robench.augment import as_float, augment
 from robench.checkpoint import Checkpoint
 from robench.data import Images, Split
 from robench.door import frozen
@@ -29,12 +31,12 @@ from robench.meter import Meter, spend
 from robench.methods import method_for
 from robench.models import Nets
 from robench.noise import ImageGenerator, seed_of
-from robench.optimiser import optimiser_for
 from robench.probe import probe
 from robench.protocols import Batch, Method, Moment, Monitor, Progress, unwatched
 from robench.provenance import provenance
 from robench.recipe import Recipe, Stage
 from robench.run import Run, check_folder, holds, mark
+from robench.stepping import Stepper
 from robench.threat import ThreatModel
 
 SAVE_EVERY = 30.0  # seconds between saved states
@@ -72,6 +74,7 @@ def train(run: Run, *, resume: bool = False, monitor: Monitor = unwatched) -> Ch
     """
     files.check_writable(run.folder.parent)
     check_folder(run, resume)
+    check_precision(run.recipe, run.device)
     methods = [method_for(stage.method, stage.options) for stage in run.recipe.stage]
     check_extra(run, methods)
     images = data.load(run.recipe.dataset, Split.TRAIN, run.data_root)
@@ -182,13 +185,15 @@ def _run_stage(
     """
     kept, few, held = sets
     learning = [p for name in method.trains for p in nets.named(name).parameters()]
-    optimiser = optimiser_for(stage.optimiser, learning)
+    optimiser = Stepper(stage, nets, learning)
     if optimiser_state is not None:
         optimiser.load_state_dict(optimiser_state)
     for parameter in nets.parameters():
         parameter.requires_grad_(False)
     for parameter in learning:
         parameter.requires_grad_(True)
+    trial = (min(stage.batch, len(kept)), *kept.shape) if run.compile else None
+    arithmetic = Arithmetic(nets, run.recipe, trial)
     epochs = 1 if run.steps else stage.epochs
     if state.epoch == 0:
         (run.folder / "best.json").unlink(missing_ok=True)
@@ -198,10 +203,13 @@ def _run_stage(
         if getattr(method, "exact", False):
             means = _solve(run, nets, stage, method, kept, state, monitor)
         else:
-            means = _run_epoch(run, nets, stage, method, kept, state, epochs, optimiser, monitor)
+            with arithmetic.applied():
+                means = _run_epoch(run, nets, stage, method, kept, state, epochs, optimiser, monitor)
+        optimiser.after_epoch(state.epoch)
         state.epoch += 1
         row: dict[str, Any] = {"stage": state.stage, "method": stage.method, "epoch": state.epoch, **means}
         last = state.epoch == epochs
+        optimiser.exchange()
         if held is not None and "head" in nets.parts:
             row |= validate(nets, held, run.recipe.threat if method.select == "robust" else None, seed=run.seed)
         if held is not None and "head" not in method.trains and _due(stage, state.epoch, last):
@@ -220,7 +228,7 @@ def _run_stage(
             shape=kept.shape,
             sha256="",
             metrics={key: value for key, value in row.items() if isinstance(value, float)},
-            provenance=provenance(str(run.device), torch.get_num_threads()),
+            provenance=provenance(str(run.device), torch.get_num_threads()) | arithmetic.told,
             cost=(*_before(run), *state.cost),
         )
         score = row.get(f"validation {method.select}", None)
@@ -229,11 +237,13 @@ def _run_stage(
             checkpoint.save(replace(reached, kind="best"), nets)
         if last:
             checkpoint.save(reached, nets)
+        optimiser.exchange()
         if last or time.monotonic() - saved > SAVE_EVERY:
             lines = "".join(json.dumps(entry) + "\n" for entry in state.log)
             files.write(run.folder / "metrics.jsonl", lines.encode())
             _save_state(run, nets, optimiser, state)
             saved = time.monotonic()
+    optimiser.finish()
 
 
 def _before(run: Run) -> tuple[Mapping[str, float], ...]:
@@ -264,7 +274,7 @@ def _run_epoch(
     kept: Images,
     state: _State,
     epochs: int,
-    optimiser: torch.optim.Optimizer,
+    optimiser: Stepper,
     monitor: Monitor,
 ) -> dict[str, float]:
     """One pass over the training images; returns the mean of each term of the loss and of what else was measured."""
@@ -280,18 +290,10 @@ def _run_epoch(
     taken = min(steps, run.steps or steps)
     began = time.perf_counter()
     for step in range(taken):
-        batch = _batch(run, stage, method, kept, state, order[step])
-        rate = stage.schedule.rate(state.epoch + (step + 1) / steps, stage.epochs)
-        for group in optimiser.param_groups:
-            group["lr"] = stage.optimiser.lr * rate
-        terms = method.terms(nets, batch, at)
-        measured = getattr(terms, "measured", {})
-        loss = torch.stack(list(terms.values())).sum()
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-        for name, term in {**terms, **measured}.items():
-            totals[name] = totals.get(name, torch.zeros_like(term)) + term.detach()
+        parts = [partial(_batch, run, stage, method, kept, state, ids) for ids in order[step].chunk(stage.accumulate)]
+        optimiser.rate(state.epoch + (step + 1) / steps)
+        for name, term in optimiser.step(method, nets, parts, at).items():
+            totals[name] = totals[name] + term if name in totals else term
         done += 1
         if done == 1 < taken:
             began = time.perf_counter()  # the first step also warms up
@@ -360,12 +362,12 @@ def _shown(totals: Mapping[str, Tensor], done: int, state: _State) -> dict[str, 
 def _batch(run: Run, stage: Stage, method: Method, kept: Images, state: _State, ids: Tensor) -> Batch:
     """The views, labels and noise of some images at this epoch, whose numbers are those of `unlabelled.order`."""
     index = ids % len(kept)
-    x = kept.x(index)
+    x = kept.pixels[index]
     place = (run.seed, state.stage, state.epoch)
     views = tuple(
         augment(x, stage.augment, ImageGenerator(seed_of(*place, "view", number), ids, run.device))
         if view == "augmented"
-        else x
+        else as_float(x)
         for number, view in enumerate(method.views)
     )
     return Batch(views, kept.y[index], ImageGenerator(seed_of(*place, "attack"), ids, run.device))
@@ -391,7 +393,7 @@ def validate(nets: Nets, held: Images, threat: ThreatModel | None, *, seed: int,
     return found if threat is None else {**found, "validation robust": robust / len(held)}
 
 
-def _save_state(run: Run, nets: Nets, optimiser: torch.optim.Optimizer, state: _State) -> None:
+def _save_state(run: Run, nets: Nets, optimiser: Stepper, state: _State) -> None:
     """Write everything a resumed run needs, in one step."""
     stream = io.BytesIO()
     torch.save(

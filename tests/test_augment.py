@@ -1,5 +1,6 @@
 """Augmentation: torchvision's arithmetic with torchvision's parameters, and draws that belong to the image."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as reference
 
@@ -43,6 +45,56 @@ def test_colours_change_as_in_torchvision(name: str, channels: int, factors: lis
     x, factor = images(len(factors), channels, seed=seed), torch.tensor(factors)
     expected = one_by_one(getattr(reference, f"adjust_{name}"), x, factor)
     assert (getattr(augment, name)(x, factor) - expected).abs().max() <= 2e-6
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("order", list(itertools.permutations(range(4))), ids=str)
+def test_colours_come_in_the_order_of_the_image(order: tuple[int, ...], channels: int) -> None:
+    x, generator = images(6, channels), torch.Generator().manual_seed(sum(o * 4**i for i, o in enumerate(order)))
+    factor = 0.6 + 0.8 * torch.rand(6, 3, generator=generator)
+    turn = torch.rand(6, generator=generator) - 0.5
+    colours = augment.Colours.ordered(factor, turn, torch.tensor(order).expand(6, 4), channels)
+    expected = x
+    names = ("brightness", "contrast", "saturation", "hue")
+    for which in order if channels == 3 else [o for o in order if o < 2]:
+        values = turn if which == 3 else factor[:, which]
+        expected = one_by_one(getattr(reference, f"adjust_{names[which]}"), expected, values)
+    assert (colours.of(x) - expected).abs().max() <= 1e-5
+    if channels == 3:  # only its own blends, where the place of the hue is known
+        assert torch.equal(colours.of(x, order.index(3)), colours.of(x))
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_views_of_many_images_are_those_of_few(spec: Augment) -> None:
+    # many are sorted by what they want, on a CPU
+    x = images(5 * augment.CACHED)
+    many = augment.augment(x, spec, ImageGenerator(0, range(len(x))))
+    few = [augment.augment(x[i : i + 10], spec, ImageGenerator(0, range(i, i + 10))) for i in range(0, len(x), 10)]
+    assert torch.equal(many, torch.cat(few))
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_bytes_give_the_views_of_their_floats(spec: Augment) -> None:
+    pixels = torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    views = [
+        augment.augment(x, spec, ImageGenerator(0, range(40))) for x in (pixels, pixels.to(torch.float32).div(255))
+    ]
+    assert torch.equal(*views)
+
+
+def test_views_ask_the_device_nothing() -> None:
+    # a tensor without data, as a device that has not computed yet: whoever asks it for a number fails
+    class Far(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            name = function.overloadpacket.__name__
+            assert name not in ("_local_scalar_dense", "item", "nonzero", "masked_select", "unique2"), name
+            return function(*args, **(kwargs or {}))
+
+    x = images(8)
+    x.requires_grad_()  # on a CPU, where asking costs nothing, images in a graph go the way of other devices
+    with Far():
+        for spec in SPECS:
+            augment.augment(x, spec, ImageGenerator(0, range(8)))
 
 
 def test_grey_is_torchvisions() -> None:

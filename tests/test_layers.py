@@ -36,6 +36,9 @@ LAYERS = (
             "claim",
             "twin",
             "search",
+            "arithmetic",
+            "average",
+            "stepping",
         ),
     ),
     (

@@ -28,6 +28,14 @@ SMOKE_BATCH = 16
 @click.option("--encoder", metavar="CHECKPOINT", help="Start from the encoder of a trained checkpoint.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
 @compute
+@click.option(
+    "--precision",
+    type=Choice(["float32", "bfloat16"]),
+    help="Of the encoder's arithmetic in training; by default the recipe's, float32.",
+)
+@click.option(
+    "--compile/--no-compile", "compiled", default=False, help="Compile the encoder; pays in long runs on a GPU."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder; by default checkpoints/RECIPE.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
 @click.option(
@@ -42,6 +50,8 @@ def train(
     encoder: str | None,
     seed: int,
     where: Where,
+    precision: str | None,
+    compiled: bool,
     out: Path | None,
     resume: bool,
     smoke: bool,
@@ -55,6 +65,7 @@ def train(
     pairs += [("dataset", dataset)] if dataset else []
     pairs += [("resize", resize)] if resize else []
     pairs += [("model", model)] if model else []
+    pairs += [("precision", precision)] if precision else []
     wanted = recipes.load(recipe, pairs)
     words = re.sub(r"[^\w.-]+", "-", dataset or "")
     suffix = ("-smoke" if smoke else "") + (f"-seed{seed}" if seed else "")
@@ -74,6 +85,7 @@ def train(
         data_root=where.data_root,
         steps=SMOKE_STEPS if smoke else None,
         encoder=open_checkpoint(encoder, where.checkpoints) if encoder else None,
+        compile=compiled,
     )
     stages = " then ".join(stage.method for stage in wanted.stage)
     say(f"{wanted.name}: {stages}, {wanted.model} on {wanted.dataset}, seed {seed}, {run.device} -> {folder}")
@@ -85,6 +97,8 @@ def train(
             monitor(progress)
 
         made = training.train(run, resume=resume, monitor=both)
+    if "failed" in (told := str(made.provenance.get("compile", ""))):
+        say(f"--compile {told}; trained without")
     if smoke:
         times = [progress.values[training.FULL] for progress in latest.values()]
         say(f"a full run would take here about {' + '.join(times)}; this one was {SMOKE_STEPS} small steps a stage")
