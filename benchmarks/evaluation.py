@@ -130,7 +130,8 @@ def compared(
 
         return timed
 
-    found = measure.timed({w: kept(w, run) for w, run in (peers | mine).items()}, bench.repeats, warm=bench.repeats > 1)
+    runs = {which: kept(which, run) for which, run in (peers | mine).items()}
+    found = measure.timed(runs, bench.repeats, now=measure.clock(bench.x.device), warm=bench.repeats > 1)
     rows = []
     for peer in peers:
         for mode in mine:
@@ -224,7 +225,6 @@ def main() -> int:
     images = data.load("cifar10", Split.TEST, given.data).take(slice(given.count)).to(device)
     nets = trained(given.data, given.checkpoints, given.width, given.epochs).to(device).eval()
     bench = Bench(nets, images.x(), images.y, given.steps, given.queries, given.repeats, tuple(given.precision))
-    measure.use(device)
     print(f"clean: {bench.judged(bench.x)} of {given.count} right", file=sys.stderr)
     rows = [row for part in given.only for row in globals()[part](bench)]
     names = ("width", "epochs", "count", "steps", "queries", "repeats", "precision", "device")

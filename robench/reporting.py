@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from robench.bracket import interval
 from robench.diagnosis import Diagnosis
 from robench.errors import StoreError
 from robench.registry import ATTACKS
@@ -213,7 +214,7 @@ def _white_box(results: Sequence[Result], where: str, doubted: Doubts, told: Seq
         for threat in threats:
             for name in [attack for attack, at in columns if at == threat]:
                 found = bits.get((subject.sha256, name, threat))
-                row.append(accuracy([found.robust]) if found else ABSENT)
+                row.append(shown(found) if found else ABSENT)
             if _several(results, threat):
                 row.append(_worst([r for r in own if r.cell.threat == threat], [c for c in asked if c[1] == threat]))
         if len(threats) > 1:
@@ -444,6 +445,12 @@ def _rank(attack: str) -> int:
     """The attack's place in the registry."""
     order = list(ATTACKS.rows)
     return order.index(_row_of(attack)) if _row_of(attack) in order else len(order)
+
+
+def shown(result: Result) -> str:
+    """The robust accuracy of a result, or between what and what it lies."""
+    found, highest = interval(result), accuracy([result.robust])
+    return highest if found is None else f"{100 * found[0]:.{len(highest.partition('.')[2])}f} to {highest}"
 
 
 def accuracy(columns: Sequence[Sequence[bool]]) -> str:
