@@ -196,7 +196,6 @@ def levers(bench: Bench) -> list[measure.Row]:
         "wrong images left out": run(base, clean, False),
         "and early exit": run(base, clean, True),
         "and a folded twin": run(twin, clean, True),
-        "a folded twin alone": run(twin, every, False),
     }
     for precision in bench.precisions[1:]:
         mine[f"all of these, {precision}"] = run(Searched(bench.nets, precision), clean, True)  # type: ignore[arg-type]

@@ -234,13 +234,7 @@ class Engine:
             self._crafting, self._crafted = what, {}
         if job.source and span in self._crafted:
             return self._crafted[span]
-        if job.source:
-            members = [self.loaded(member) for member in job.source.members]
-            door = Door(members[0] if len(members) == 1 else Ensemble(members), images.classes, self.batch, watch)
-        else:
-            seen, nets = images.x(slice(32)), self._attacked(job)
-            probe, wanted = self._probe(job.checkpoint, images), job.cell.precision
-            door = verdict.white_box(nets, job.attack, seen, probe, images.classes, self.batch, watch, wanted)
+        door = self.door(job, watch)
         crafted = verdict.craft(
             door,
             job.attack,
@@ -253,6 +247,17 @@ class Engine:
         if job.source:
             self._crafted[span] = crafted
         return crafted
+
+    def door(self, job: Job, watch: Callable[[Door], None] | None = None) -> Door:
+        """The door to what a job's attack searches on: the source of a transfer, else the checkpoint or a faster twin of it."""
+        images = self.images(job.dataset, job.cell.count)
+        if job.source:
+            members = [self.loaded(member) for member in job.source.members]
+            return Door(members[0] if len(members) == 1 else Ensemble(members), images.classes, self.batch, watch)
+        nets, probe = self._attacked(job), self._probe(job.checkpoint, images)
+        return verdict.white_box(
+            nets, job.attack, images.x(slice(32)), probe, images.classes, self.batch, watch, job.cell.precision
+        )
 
     def _attacked(self, job: Job) -> nn.Module:
         """What a white-box attack gets: the networks, or of a smoothed classifier what it can make use of."""

@@ -64,6 +64,7 @@ LAYERS = (
         "training",
         "job",
         "sharing",
+        "planning",
         "evaluation",
         "testing",
         "demo",

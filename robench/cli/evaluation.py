@@ -99,7 +99,8 @@ def evaluate(
     if wanted and precision != "float32":
         raise UsageError(f"--precision {precision} goes with --attack; suite {wanted[0].name} is a table in float32")
     answers = _inference(inference, draws, average)
-    check_writable(results)
+    if not plan:
+        check_writable(results)
 
     from robench.evaluation import Engine, plan_suite
     from robench.results import Store, safe
@@ -142,8 +143,17 @@ def evaluate(
                 f"--source {' --source '.join(sources)} leaves nothing to do: no checkpoint is its own target; "
                 "name another to attack, or leave --source away for a white-box attack"
             )
-        told = tell(engine.run(list({job.cell.key: job for job in jobs}.values()), Store(results)))
-    finish(told, results)
+        wanted_jobs = list({job.cell.key: job for job in jobs}.values())
+        if plan:
+            from robench.planning import table
+
+            made = table(engine, wanted_jobs, Store(results))
+        else:
+            told = tell(engine.run(wanted_jobs, Store(results)))
+    if plan:
+        show_tables([made], "terminal")
+    else:
+        finish(told, results)
 
 
 @click.command(short_help="Look for signs of masked gradients: indicators G1 to G16.")
