@@ -34,7 +34,7 @@ from robench.threat import ThreatModel
 from robench.training import train
 
 PARTS = ("pgd", "autoattack", "bracket", "levers")
-THREATS = {"linf": ThreatModel.parse("linf-8/255"), "l2": ThreatModel.parse("l2-0.5")}
+TEXTS = {"cifar10": ("linf-8/255", "l2-0.5"), "digits": ("linf-0.2", "l2-0.75")}
 BATCH = 250  # of the other libraries
 
 
@@ -49,6 +49,8 @@ class Bench:
     queries: int
     repeats: int
     precisions: tuple[str, ...]
+    threats: dict[str, ThreatModel]
+    pgd: tuple[int, ...]
 
     def judged(self, adv: Tensor) -> int:
         """How many images are right, and stay right inside ball and box, by a float32 forward pass."""
@@ -57,12 +59,13 @@ class Bench:
         return int(torch.cat(right).sum())
 
 
-def trained(root: Path, folder: Path, width: int, epochs: int) -> nn.Module:
-    """A robust ResNet-18 of that width on CIFAR-10, kept in `folder`."""
+def trained(root: Path, folder: Path, dataset: str, width: int, epochs: int) -> nn.Module:
+    """A robust ResNet-18 of that width, kept in `folder`."""
     short = {"epochs": epochs, "schedule": {"name": "cosine"}, "options": {"steps": 2, "step": 0.6}}
     changes = [("model", f"resnet18@width={width}"), ("validation", 500)]
-    wanted = recipe.load("pgd-at", [*changes, *((f"stage.0.{key}", value) for key, value in short.items())])
-    run = Run(wanted, folder / f"evaluation-resnet18-{width}", data_root=root)
+    name = "pgd-at" if dataset == "cifar10" else f"pgd-at-{dataset}"
+    wanted = recipe.load(name, [*changes, *((f"stage.0.{key}", value) for key, value in short.items())])
+    run = Run(wanted, folder / f"evaluation-{dataset}-{width}", data_root=root)
     there = run.folder.name in {path.name for path in runs(folder)}
     checkpoint = open_checkpoint(run.folder.name, folder) if there else train(run, resume=run.folder.exists())
     return checkpoint.load()
@@ -145,10 +148,10 @@ def compared(
 def pgd(bench: Bench) -> list[measure.Row]:
     """PGD-20 and PGD-50, any iterate, against torchattacks and foolbox."""
     rows = []
-    for steps in (20, 50):
+    for steps in bench.pgd:
         text = f"pgd@steps={steps},step=0.125"
-        peers = {name: library(bench, name, THREATS["linf"], steps) for name in ("torchattacks", "foolbox")}
-        mine = {precision: ours(bench, text, THREATS["linf"], precision) for precision in bench.precisions}
+        peers = {name: library(bench, name, bench.threats["linf"], steps) for name in ("torchattacks", "foolbox")}
+        mine = {precision: ours(bench, text, bench.threats["linf"], precision) for precision in bench.precisions}
         rows += compared(bench, f"PGD-{steps} linf", peers, mine)
     return rows
 
@@ -156,7 +159,7 @@ def pgd(bench: Bench) -> list[measure.Row]:
 def autoattack(bench: Bench) -> list[measure.Row]:
     """AutoAttack in linf and l2 against the reference implementation."""
     rows = []
-    for norm, threat in THREATS.items():
+    for norm, threat in bench.threats.items():
         text = f"autoattack@steps={bench.steps},queries={bench.queries}"
         mine = {precision: ours(bench, text, threat, precision) for precision in bench.precisions}
         rows += compared(bench, f"AutoAttack {norm}", {"pyautoattack": reference(bench, threat)}, mine)
@@ -166,13 +169,13 @@ def autoattack(bench: Bench) -> list[measure.Row]:
 def bracket(bench: Bench) -> list[measure.Row]:
     """The bracket mode, which is not AutoAttack, against the reference's AutoAttack."""
     text = f"autoattack-bracket@steps={bench.steps},queries={bench.queries}"
-    mine = {"float32": ours(bench, text, THREATS["linf"])}
-    return compared(bench, "bracket linf", {"pyautoattack": reference(bench, THREATS["linf"])}, mine)
+    mine = {"float32": ours(bench, text, bench.threats["linf"])}
+    return compared(bench, "bracket linf", {"pyautoattack": reference(bench, bench.threats["linf"])}, mine)
 
 
 def levers(bench: Bench) -> list[measure.Row]:
     """What each lever adds to a PGD-20 evaluation, one after the other, against none of them."""
-    threat, every = THREATS["linf"], torch.ones(len(bench.x), dtype=torch.bool, device=bench.x.device)
+    threat, every = bench.threats["linf"], torch.ones(len(bench.x), dtype=torch.bool, device=bench.x.device)
     attack, ids = attack_for("pgd-20", threat), torch.arange(len(bench.x), device=bench.x.device)
     with torch.no_grad():
         clean = bench.nets(bench.x).argmax(1) == bench.y
@@ -207,6 +210,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"))
+    parser.add_argument("--dataset", choices=TEXTS, default="cifar10")
+    parser.add_argument("--pgd", type=int, nargs="*", default=[20, 50], help="steps of PGD")
     parser.add_argument("--width", type=int, default=16, help="of the ResNet-18; the usual one has 64")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--count", type=int, default=256, help="test images")
@@ -221,12 +226,14 @@ def main() -> int:
     given = parser.parse_args()
     torch.set_num_threads(1)
     began, device = time.perf_counter(), torch.device(given.device)
-    images = data.load("cifar10", Split.TEST, given.data).take(slice(given.count)).to(device)
-    nets = trained(given.data, given.checkpoints, given.width, given.epochs).to(device).eval()
-    bench = Bench(nets, images.x(), images.y, given.steps, given.queries, given.repeats, tuple(given.precision))
+    images = data.load(given.dataset, Split.TEST, given.data).take(slice(given.count)).to(device)
+    nets = trained(given.data, given.checkpoints, given.dataset, given.width, given.epochs).to(device).eval()
+    threats = dict(zip(("linf", "l2"), map(ThreatModel.parse, TEXTS[given.dataset]), strict=True))
+    budgets = given.steps, given.queries, given.repeats, tuple(given.precision)
+    bench = Bench(nets, images.x(), images.y, *budgets, threats, tuple(given.pgd))
     print(f"clean: {bench.judged(bench.x)} of {given.count} right", file=sys.stderr)
     rows = [row for part in given.only for row in globals()[part](bench)]
-    names = ("width", "epochs", "count", "steps", "queries", "repeats", "precision", "device")
+    names = ("dataset", "pgd", "width", "epochs", "count", "steps", "queries", "repeats", "precision", "device")
     settings = {name: getattr(given, name) for name in names}
     settings |= {"clean": bench.judged(bench.x), "wall seconds": round(time.perf_counter() - began)}
     return measure.finish(rows, given, settings)
