@@ -79,7 +79,7 @@ for precision in float16 bfloat16; do
   attack $precision "${PAIR[@]}" --attack pgd-20 --attack "autoattack$BUDGET" --precision $precision --count $COUNT
 done
 measure pgd "$LEAST" pgd levers
-measure autoattack "$LEAST" autoattack bracket
+measure autoattack "$LEAST" autoattack
 
 # the loss of the first six epochs of RoCL's released code, whose rate falls over a thousand
 TRACED=$OUT/checkpoints/trace/metrics.jsonl
