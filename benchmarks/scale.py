@@ -8,13 +8,14 @@ are those of `PGD.cost`. One thing varies over a factor of 8, the others stay. T
     time   = images * ((steps + 2) t + steps g)     t, g: a forward pass and a gradient, both as the operations of the network
     memory = images at once * what one of them takes
 
-and is held to the measurement at the smallest value. Time is CPU time of this process (wall time on a GPU), the least of several
+and is held to the measurement at the largest value. Time is CPU time of this process (wall time on a GPU), the least of several
 repeats; memory is what the process grew by at its peak (on a GPU what its allocator gave out at most), the largest of them.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import sys
 from dataclasses import asdict, dataclass, replace
@@ -53,7 +54,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Point:
-    """What was measured at a value, and what the model says from the smallest one."""
+    """What was measured at a value, and what the model says from the largest one."""
 
     value: int
     seconds: float
@@ -102,6 +103,7 @@ def _reset(device: torch.device) -> int:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
+    ctypes.CDLL(None).malloc_trim(0)  # so that what earlier runs freed is no room for this one
     Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS")
 
@@ -118,15 +120,14 @@ def _status(key: str) -> int:
 def grown(what: str, device: torch.device, repeats: int) -> list[Point]:
     """Measure one thing over its values."""
     base = Case(images=128) if what == "batch" else Case()
-    points: list[Point] = []
-    first: tuple[float, int, float] | None = None
-    for value in GROWS[what]:
-        found = run(replace(base, **{what: value}), device, repeats)
-        first = first or found
-        times = {"images": value, "steps": value, "width": found[2], "batch": 1}[what]
-        least = {"images": GROWS[what][0], "steps": GROWS[what][0], "width": first[2], "batch": 1}[what]
-        room = value / GROWS[what][0] if what in ("width", "batch") else 1
-        points.append(Point(value, found[0], first[0] * times / least, found[1], first[1] * room))
+    found = [run(replace(base, **{what: value}), device, repeats) for value in GROWS[what]]
+    last_seconds, last_bytes, last_work = found[-1]
+    points = []
+    for value, (seconds, peak, work) in zip(GROWS[what], found, strict=True):
+        part = value / GROWS[what][-1]
+        times = {"images": part, "steps": part, "width": work / last_work, "batch": 1.0}[what]
+        room = part if what in ("width", "batch") else 1.0
+        points.append(Point(value, seconds, last_seconds * times, peak, last_bytes * room))
     return points
 
 
