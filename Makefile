@@ -2,7 +2,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test nightly install clean
+.PHONY: demo test nightly bench bench-check install clean
+
+# where CIFAR-10 is; without it the benchmarks say so and do nothing
+BENCH_DATA ?= data
+BENCH_TRAINING = benchmarks/training.py --data $(BENCH_DATA) --width 16 --batch 64 --only steps --only augment --only pipeline
 
 demo: install
 	$(BIN)/robench demo
@@ -15,6 +19,12 @@ test: install
 
 nightly: test
 	$(BIN)/python -m pytest -m nightly --timeout 3600
+
+bench: install
+	$(BIN)/python $(BENCH_TRAINING) --only wall --repeats 5 --out benchmarks/training-width16.json
+
+bench-check: install
+	$(BIN)/python $(BENCH_TRAINING) --repeats 3 --check benchmarks/training-width16.json
 
 install: $(VENV)/.installed
 

@@ -1,4 +1,7 @@
-"""Ratios that a busy machine cannot spoil: CPU time of this process, variants interleaved in one run, medians."""
+"""Ratios that a busy machine cannot spoil: CPU time of this process, variants interleaved in one run, medians.
+
+python benchmarks/measure.py FILE...   # the tables that were kept
+"""
 
 from __future__ import annotations
 
@@ -109,15 +112,26 @@ def _time(seconds: float) -> str:
 
 def write(path: Path, rows: Iterable[Row], settings: Mapping[str, Any]) -> None:
     """Keep rows with their versions, device, command and settings."""
-    command = " ".join(["python", *sys.argv])
+    named = {"--data": "DIR", "--checkpoints": "DIR", "--out": "FILE"}  # where things lie here says nothing elsewhere
+    words = [named.get(before, word) for before, word in zip(["", *sys.argv], sys.argv, strict=False)]
+    made = provenance("cpu", torch.get_num_threads())
+    command = " ".join(["python", *words])
     content = {
-        "provenance": provenance("cpu", torch.get_num_threads()),
+        "provenance": {name: value for name, value in made.items() if name != "command"},
         "cpu": _cpu(),
         "command": command,
         "settings": dict(settings),
         "rows": [asdict(each) | {"ratio": each.ratio} for each in rows],
     }
     path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def kept(path: Path) -> str:
+    """What a kept file says, as Markdown."""
+    content = json.loads(path.read_bytes())
+    settings = ", ".join(f"{name} {value}" for name, value in content["settings"].items())
+    made = content["provenance"]
+    return f"`{content['command']}`: {settings}; torch {made['torch']}, {content['cpu']}\n\n{table(read(path))}\n"
 
 
 def read(path: Path) -> list[Row]:
@@ -143,6 +157,9 @@ def finish(rows: list[Row], arguments: argparse.Namespace, settings: Mapping[str
         write(arguments.out, rows, settings)
     if arguments.check:
         lines = fallen(read(arguments.check), rows)
+        there = json.loads(arguments.check.read_bytes())["cpu"]
+        if there != _cpu():
+            print(f"note: recorded on {there}, this is {_cpu()}; ratios of another CPU may differ for that alone")
         print("\n".join([f"fell by more than {100 * DROP:.0f} %:", *lines] if lines else ["no ratio fell"]))
         return 1 if lines else 0
     return 0
@@ -155,3 +172,7 @@ def _cpu() -> str:
     return (
         f"{found[0]}, {torch.backends.cpu.get_cpu_capability()}" if found else torch.backends.cpu.get_cpu_capability()
     )
+
+
+if __name__ == "__main__":
+    print("\n".join(kept(Path(name)) for name in sys.argv[1:]), end="")

@@ -63,11 +63,11 @@ class Arithmetic:
         nets.precision = self._precision
         self._twin = Twin(nets, fold=recipe.fold, adapt=self._adapted) if recipe.fold or self._compiler else None
         nets.precision = torch.float32
-        self._call = self._compiler(nets.encoder) if self._compiler else None
+        self._call = self._compiler(nets.encoder._call_impl) if self._compiler else None
 
     def _adapted(self, encoder: nn.Module) -> nn.Module:
         if self._compiler is not None:
-            encoder._compiled_call_impl = self._compiler(encoder.forward)
+            encoder._compiled_call_impl = self._compiler(encoder._call_impl)
         return encoder
 
     @contextmanager
@@ -90,7 +90,7 @@ def _trial(nets: Nets, precision: torch.dtype, shape: tuple[int, ...], compiler:
     x = nets.entrance(torch.zeros(shape, device=device))
     try:
         with torch.autocast(device.type, precision, enabled=precision is not torch.float32):
-            compiler(encoder)(x).sum().backward()
+            compiler(encoder._call_impl)(x).sum().backward()
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # of the compiler, of the C++ compiler it calls, or for lack of one

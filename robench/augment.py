@@ -101,11 +101,6 @@ def shift(x: Tensor, pad: int, generator: Random) -> Tensor:
     return windows[torch.arange(n, device=x.device), :, corner[:, 0], corner[:, 1]]
 
 
-def resized_crop(x: Tensor, area: float, generator: Random) -> Tensor:
-    """Cut a box of random area and shape at a random place and stretch it to the original size, bilinearly."""
-    return crop_resize(x, *box(x, area, generator))
-
-
 def box(x: Tensor, area: float, generator: Random) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The top, left, height and width of a random box for each image, (n,) each.
 
@@ -225,21 +220,6 @@ class Colours:
         return x if turned else rotate_hue(x, self.turn)
 
 
-def brightness(x: Tensor, factor: Tensor) -> Tensor:
-    """Scale towards black."""
-    return (x * _per_image(factor)).clamp(0, 1)
-
-
-def contrast(x: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the mean grey of the image."""
-    return _blend(x, grey(x).mean((1, 2, 3), keepdim=True), factor)
-
-
-def saturation(x: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the grey image."""
-    return _blend(x, grey(x), factor)
-
-
 def grey(x: Tensor) -> Tensor:
     """The luma of an image, (n, 1, height, width)."""
     if x.shape[1] != 3:
@@ -269,11 +249,6 @@ def rotate_hue(x: Tensor, turn: Tensor) -> Tensor:
     sixth = sixth - 6 * (sixth / 6).floor()
     away = torch.cat([(sixth - 3).abs_().sub_(1), 2 - (sixth - 2).abs_(), 2 - (sixth - 4).abs_()], 1)
     return away.clamp_(0, 1).mul_(chroma).add_(low)
-
-
-def _blend(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:
-    share = _per_image(factor)
-    return (share * x + (1 - share) * other).clamp(0, 1)
 
 
 def _either(mask: Tensor, a: Tensor, b: Tensor) -> Tensor:

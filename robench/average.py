@@ -30,6 +30,7 @@ class Averaged:
         self._nets, self._spec = nets, spec
         self._mean = {name: tensor.detach().clone() for name, tensor in nets.state_dict().items()}
         self._count = 0
+        self._exchanged = False
 
     @torch.no_grad()
     def _take(self, share: float) -> None:
@@ -54,6 +55,7 @@ class Averaged:
     def exchange(self) -> None:
         """Let networks and average change places; before anything is averaged, nothing does."""
         if self._count:
+            self._exchanged = not self._exchanged
             for name, tensor in self._nets.state_dict().items():
                 if tensor.is_floating_point():
                     kept = tensor.clone()
@@ -61,13 +63,16 @@ class Averaged:
                     self._mean[name].copy_(kept)
 
     def state(self) -> dict[str, Tensor | int]:
-        """Everything a resumed run needs."""
-        return {**self._mean, "averaged": self._count}
+        """Everything a resumed run needs, together with the networks as they are."""
+        return {**self._mean, "averaged": self._count, "exchanged": int(self._exchanged)}
 
     def load(self, state: dict[str, Tensor | int]) -> None:
-        """Go on from a saved state."""
+        """Go on from a saved state, with the networks as they were when it was saved."""
         self._count = int(state["averaged"])
         for name, tensor in self._mean.items():
             saved = state[name]
             assert isinstance(saved, Tensor)
             tensor.copy_(saved)
+        self._exchanged = bool(state["exchanged"])
+        if self._exchanged:
+            self.exchange()
