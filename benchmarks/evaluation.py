@@ -3,6 +3,7 @@
     python benchmarks/evaluation.py --data DIR                             # DIR as robench's --data; hours on one core
     python benchmarks/evaluation.py --data DIR --count 64 --steps 20 --queries 200 --only pgd autoattack
     python benchmarks/evaluation.py --data DIR --check FILE                # exit code 1 if a ratio fell by more than a tenth
+    make bench BENCH_DATA=DIR                                              # with the budgets of the tables that are kept
 
 One torch thread and CPU time of this process (on a GPU wall time, synchronised), variants interleaved in a shuffled order,
 medians. Both sides attack the same images of CIFAR-10 on the same ResNet-18 of reduced width, which is trained adversarially
@@ -31,6 +32,7 @@ from robench.attacks.reference import run_reference
 from robench.checkpoint import open_checkpoint, runs
 from robench.data import Split
 from robench.door import Door
+from robench.errors import DataError
 from robench.run import Run
 from robench.threat import ThreatModel
 from robench.training import train
@@ -226,6 +228,11 @@ def main() -> int:
     given = parser.parse_args()
     torch.set_num_threads(1)
     began, device = time.perf_counter(), torch.device(given.device)
+    try:
+        data.load(given.dataset, Split.TEST, given.data)
+    except DataError as error:
+        print(f"skipped: no images ({error})", file=sys.stderr)
+        return 0
     images = data.load(given.dataset, Split.TEST, given.data).take(slice(given.count)).to(device)
     nets = trained(given.data, given.checkpoints, given.dataset, given.width, given.epochs).to(device).eval()
     threats = dict(zip(("linf", "l2"), map(ThreatModel.parse, TEXTS[given.dataset]), strict=True))

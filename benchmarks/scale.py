@@ -150,7 +150,7 @@ def plot(found: dict[str, list[Point]], path: Path) -> None:
     matplotlib.rcParams["svg.hashsalt"] = "robench"
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(2, len(found), figsize=(3 * len(found), 5), layout="constrained")
+    figure, axes = pyplot.subplots(2, len(found), figsize=(3 * len(found), 5), layout="constrained", sharey="row")
     for column, (what, points) in enumerate(found.items()):
         values = [p.value for p in points]
         rows = (

@@ -42,20 +42,14 @@ class Searched(nn.Module):
         super().__init__()
         self.judged = nets
         self.precision = precision
-        modes = [(module, module.training) for module in nets.modules()]
         with frozen(nets):
             nets.precision = getattr(torch, precision)
             try:
                 twin = Twin(nets)
             finally:
                 nets.precision = torch.float32
-        for module, mode in modes:
-            module.training = mode
         self.folds = twin.folds
         self.twin = twin.nets
-        self._on_gpu = any(parameter.is_cuda for parameter in nets.parameters())
-        if self._on_gpu:  # on a CPU this layout gives nothing or loses: benchmarks/README.md
-            self.twin.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Tensor:
         """The twin's logits, (n, classes), float32."""
@@ -66,8 +60,6 @@ class Searched(nn.Module):
         return self._ask(self.twin.features, x)
 
     def _ask(self, ask: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        if self._on_gpu:
-            x = x.contiguous(memory_format=torch.channels_last)
         if self.precision != "float16":
             return ask(x)
         return _scaled(ask(_scaled(x, 1 / SCALE)), SCALE)
