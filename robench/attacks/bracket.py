@@ -54,7 +54,7 @@ class Bracket:
                 f"({self.share:g}) above 0 and at most 1"
             )
 
-    def members(self) -> tuple[dict[str, Attack], dict[str, Attack]]:
+    def stages(self) -> tuple[dict[str, Attack], dict[str, Attack]]:
         """The attacks on all images, and those on the sample."""
         every = AutoAttack(self.threat, steps=self.steps, queries=self.queries).members()
         return {n: a for n, a in every.items() if n not in MEMBERS}, {n: every[n] for n in MEMBERS}
@@ -71,7 +71,7 @@ class Bracket:
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Tensor:
         """Perturb all images."""
-        everywhere, sampled = self.members()
+        everywhere, sampled = self.stages()
         found = x.clone()
         left = in_turn(everywhere, model, x, y, found, torch.arange(len(x), device=x.device), generator)
         drawn = uniform(branch(generator, "sample", index=left), (len(left), 1), x.device).squeeze(1)
