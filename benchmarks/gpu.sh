@@ -80,6 +80,7 @@ for precision in float16 bfloat16; do
 done
 measure pgd "$LEAST" pgd levers
 measure autoattack "$LEAST" autoattack
+measure bracket "$LEAST" bracket
 
 # the loss of the first six epochs of RoCL's released code, whose rate falls over a thousand
 TRACED=$OUT/checkpoints/trace/metrics.jsonl

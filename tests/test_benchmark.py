@@ -143,7 +143,7 @@ def test_without_images_it_says_so(bench: Any, monkeypatch: pytest.MonkeyPatch, 
     [
         ("training", ["training-width16", "training-width64", "training-views"]),
         ("levers", ["levers-width16"]),
-        ("evaluation", ["evaluation-pgd", "evaluation-autoattack"]),
+        ("evaluation", ["evaluation-pgd", "evaluation-autoattack", "evaluation-bracket"]),
     ],
 )
 def test_the_tables_are_what_is_kept(mark: str, names: list[str], bench: Any) -> None:
