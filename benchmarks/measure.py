@@ -49,16 +49,35 @@ class Row:
         return self.theirs / self.ours
 
 
-def timed(variants: Mapping[str, Callable[[], Any]], repeats: int, *, seed: int = 0) -> dict[str, list[float]]:
-    """CPU seconds of each variant, `repeats` times, in an order shuffled at each repeat; each runs once before."""
-    for run in variants.values():
+def clock(device: torch.device) -> Callable[[], float]:
+    """Seconds: of CPU time on a CPU, else of wall time when the device has done all it was told."""
+    if device.type == "cpu":
+        return time.process_time
+
+    def now() -> float:
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return now
+
+
+def timed(
+    variants: Mapping[str, Callable[[], Any]],
+    repeats: int,
+    *,
+    seed: int = 0,
+    now: Callable[[], float] = time.process_time,
+    warm: bool = True,
+) -> dict[str, list[float]]:
+    """Seconds of each variant, `repeats` times, in an order shuffled at each repeat; each runs once before if `warm`."""
+    for run in variants.values() if warm else ():
         run()
     shuffle, found = random.Random(seed), {name: [] for name in variants}
     for _ in range(repeats):
         for name in shuffle.sample(sorted(variants), len(variants)):
-            began = time.process_time()
+            began = now()
             variants[name]()
-            found[name].append(time.process_time() - began)
+            found[name].append(now() - began)
     return found
 
 
@@ -93,7 +112,7 @@ def _time(seconds: float) -> str:
 
 def write(path: Path, rows: Iterable[Row], settings: Mapping[str, Any]) -> None:
     """Keep rows with their versions, device, command and settings."""
-    named = {"--data": "DIR", "--out": "FILE"}  # where things lie here says nothing elsewhere
+    named = {"--data": "DIR", "--checkpoints": "DIR", "--out": "FILE"}  # where things lie here says nothing elsewhere
     words = [named.get(before, word) for before, word in zip(["", *sys.argv], sys.argv, strict=False)]
     made = provenance("cpu", torch.get_num_threads())
     command = " ".join(["python", *words])

@@ -25,6 +25,7 @@ from robench.provenance import provenance
 from robench.recipe import Recipe
 from robench.registry import ATTACKS, DATASETS
 from robench.results import Cell, Failure, Result, Store
+from robench.search import check_search
 from robench.smoothed import Glimpse, Smoothed
 from robench.spec import digest, plain
 from robench.suite import Suite
@@ -90,6 +91,7 @@ class Engine:
         seed: int = 0,
         dataset: str | None = None,
         inference: Inference | None = None,
+        precision: str = "float32",
     ) -> list[Job]:
         """Every cell of checkpoints x attacks x threats (x sources), checked before anything runs.
 
@@ -103,9 +105,10 @@ class Engine:
             seed: of the attacks.
             dataset: evaluate on this one instead of the one each checkpoint was trained on.
             inference: how the checkpoints answer, where that is more than one look. Sources look once.
+            precision: of white-box searches; verdicts are float32 whatever it is.
 
         Raises:
-            UsageError: for unknown names, or a count beyond the test set.
+            UsageError: for unknown names, a count beyond the test set, or an attack, model or device without that precision.
             CheckpointError: for a damaged checkpoint, one without a head, or of other images or classes than the data set.
         """
         jobs = []
@@ -125,6 +128,7 @@ class Engine:
                     check_gradients(text, source.members if source else (checkpoint,))
                     for threat in list(threats) or [usual_threat(checkpoint, checkpoint.name)]:
                         attack = _aimed(text, threat, crosses=source is not None or inference is not None)
+                        check_search(attack, text, precision, self.device, source is not None or inference is not None)
                         cell = Cell(
                             checkpoint=checkpoint.sha256,
                             source=source.sha256 if source else "",
@@ -136,6 +140,7 @@ class Engine:
                             count=len(images),
                             seed=seed,
                             inference=_settled(inference, checkpoint, attack, transfer=source is not None),
+                            precision=precision,
                         )
                         jobs.append(Job(cell, checkpoint, source, attack, name))
         return in_order(jobs)
@@ -245,9 +250,7 @@ class Engine:
             self._crafting, self._crafted = what, {}
         if job.source and span in self._crafted:
             return self._crafted[span]
-        members = [self.loaded(member) for member in job.source.members] if job.source else [self._attacked(job)]
-        model = members[0] if len(members) == 1 else Ensemble(members)
-        door = Door(model, images.classes, self._fitting(job), watch)
+        door = self.door(job, watch)
         crafted = verdict.craft(
             door,
             job.attack,
@@ -271,6 +274,21 @@ class Engine:
     def _fitting(self, job: Job) -> int:
         """The most images at once: as many as fitted into memory in the last part of the same cell, which noted it."""
         return min(self.batch, self._fits[1]) if self._fits[0] == job.cell.key else self.batch
+
+    def door(self, job: Job, watch: Callable[[Door], None] | None = None) -> Door:
+        """The door to what a job's attack searches on: the source of a transfer, else the checkpoint or a faster twin of it."""
+        images = self.images(job.dataset, job.cell.count)
+        if job.source:
+            members = [self.loaded(member) for member in job.source.members]
+            return Door(
+                members[0] if len(members) == 1 else Ensemble(members), images.classes, self._fitting(job), watch
+            )
+        nets, probe = self._attacked(job), self._probe(job.checkpoint, images)
+        if job.cell.inference:  # what is attacked answers in another way than what was looked at
+            return Door(nets, images.classes, self._fitting(job), watch)
+        return verdict.white_box(
+            nets, job.attack, images.x(slice(32)), probe, images.classes, self._fitting(job), watch, job.cell.precision
+        )
 
     def _attacked(self, job: Job) -> nn.Module:
         """What a white-box attack gets: the networks, or of a smoothed classifier what it can make use of."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from robench.protocols import Attack, Target
-from robench.results import Cell, Subject, column, named
+from robench.results import Cell, Subject, asked, named
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,7 @@ class Job:
     def label(self) -> str:
         """What to call it."""
         cell, via = self.cell, f" from {self.source.name}" if self.source else ""
-        return (
-            f"{named(self.checkpoint.subject(self.dataset), cell.inference)}{via}: {column(cell.attack, cell.threat)}"
-        )
+        return f"{named(self.checkpoint.subject(self.dataset), cell.inference)}{via}: {asked(cell)}"
 
     @property
     def subjects(self) -> tuple[Subject, Subject | None]:

@@ -34,6 +34,8 @@ class Attack(Protocol):
                             then counts as robust, and the evaluator keeps each image's norm.
         randomised = True   it is made for models that answer differently each time; others are refused there.
         cost(classes)       the most (forward, backward) passes an image may take.
+        confirms = True     whatever it stops on it has asked `robench.door.fooled` about, which asks the model itself in float32;
+                            only such attacks search on a faster twin of the model, or in 16 bits.
         exempt = {"I7": ..} laws of `robench.testing` it does not obey, each with the reason.
         notes(classes)      texts a reader of the result should know.
     """

@@ -398,6 +398,13 @@ ATTACKS = Registry(
             version=2,
         ),
         _attack(
+            "autoattack-bracket",
+            "bracket:Bracket",
+            "an interval, not AutoAttack: FAB-T and Square on a random tenth of what APGD leaves",
+            paper="members: Croce & Hein 2020",
+            cost="7,818 + 1,900",
+        ),
+        _attack(
             "autoattack-rand",
             "autoattack:AutoAttack",
             "APGD-CE and APGD-DLR over 20 averaged passes, for randomised models",

@@ -140,9 +140,13 @@ def test_without_images_it_says_so(bench: Any, monkeypatch: pytest.MonkeyPatch, 
 
 @pytest.mark.parametrize(
     ("mark", "names"),
-    [("training", ["training-width16", "training-width64", "training-views"]), ("levers", ["levers-width16"])],
+    [
+        ("training", ["training-width16", "training-width64", "training-views"]),
+        ("levers", ["levers-width16"]),
+        ("evaluation", ["evaluation-pgd", "evaluation-autoattack", "evaluation-bracket"]),
+    ],
 )
-def test_the_tables_of_training_are_what_is_kept(mark: str, names: list[str], bench: Any) -> None:
+def test_the_tables_are_what_is_kept(mark: str, names: list[str], bench: Any) -> None:
     page = FOLDER / "README.md"
     made = "\n".join(bench[0].kept(FOLDER / f"{name}.json") for name in names)
     pattern = rf"(?<=<!-- {mark} -->\n).*?(?=<!-- /{mark} -->)"

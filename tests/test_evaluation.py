@@ -247,11 +247,18 @@ def test_robust_means_clean_and_the_ball_is_kept(
 
 
 def test_passes_are_counted(engine: Engine, standard: Checkpoint) -> None:
-    found = evaluated(engine, standard, "pgd-5")
+    found = evaluated(engine, standard, "pgd-5", ThreatModel.parse("linf-0.0001"))
     right = sum(found.clean)
-    # the clean pass, five steps and the last look at each image worth attacking, and the verdict
-    assert found.forwards == COUNT + 6 * right + COUNT
+    assert found.robust == found.clean  # so that none leaves early
+    # the clean pass, five steps of each image worth attacking, and the verdict, which is the last look
+    assert found.forwards == COUNT + 5 * right + COUNT
     assert found.backwards == 5 * right
+
+
+def test_broken_images_are_left_alone(engine: Engine, standard: Checkpoint) -> None:
+    found = evaluated(engine, standard, "pgd-20")
+    assert sum(found.robust) < sum(found.clean)
+    assert found.backwards < 20 * sum(found.clean)
 
 
 def test_training_helps_against_what_it_saw(engine: Engine, standard: Checkpoint, robust: Checkpoint) -> None:

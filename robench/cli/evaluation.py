@@ -84,6 +84,15 @@ if TYPE_CHECKING:
 @track_option
 @click.option("--quiet", is_flag=True, help="No progress and no line for each cell; failures and thresholds are said.")
 @outside
+@click.option(
+    "--precision",
+    type=Choice(["float32", "float16", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="Of white-box searches. What they find counts only if it fools the model in float32; another precision is another "
+    "cell.",
+)
+@click.option("--plan", is_flag=True, help="Show the cells, with passes and hours at most, and attack nothing.")
 @compute
 @results_option
 def evaluate(
@@ -104,6 +113,8 @@ def evaluate(
     trackers: Sequence[str],
     quiet: bool,
     outside: Outside,
+    precision: str,
+    plan: bool,
     where: Where,
     results: Path,
 ) -> None:
@@ -120,11 +131,14 @@ def evaluate(
     for attack in attacks:
         ATTACKS.entry(attack)
     wanted = _suites(suites, attacks, threats, sources, draws)
+    if wanted and precision != "float32":
+        raise UsageError(f"--precision {precision} goes with --attack; suite {wanted[0].name} is a table in float32")
     answers = _inference(inference, draws, average)
     tried = [*attacks, *(column.attack for suite in wanted for column in suite.columns)]
     limits = [gates.parse(text, tried) for text in thresholds]
     outside.check()
-    check_writable(results)
+    if not plan:
+        check_writable(results)
 
     from robench.evaluation import Engine, plan_suite
     from robench.results import Store, safe
@@ -149,6 +163,7 @@ def evaluate(
                 seed=seed,
                 dataset=dataset,
                 inference=answers,
+                precision=precision,
             )
         if wanted:
             named_ones = _targets(checkpoint, where.checkpoints, last=True) if checkpoint or not foreign else []
@@ -172,7 +187,16 @@ def evaluate(
                 f"--source {' --source '.join(sources)} leaves nothing to do: no checkpoint is its own target; "
                 "name another to attack, or leave --source away for a white-box attack"
             )
-        told = tell(engine.run(list({job.cell.key: job for job in jobs}.values()), Store(results)), quiet)
+        wanted_jobs = list({job.cell.key: job for job in jobs}.values())
+        if plan:
+            from robench.planning import table
+
+            made = table(engine, wanted_jobs, Store(results))
+        else:
+            told = tell(engine.run(wanted_jobs, Store(results)), quiet)
+    if plan:
+        show_tables([made], "terminal")
+        return
     judged = gates.judged(limits, [record for record, _ in told])
     with tracking(kept, results.resolve().name, results, {"attacks": " ".join(tried), "seed": seed}) as rows:
         for record, _ in told:

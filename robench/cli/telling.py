@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def tell(ran: Iterable[tuple[Job, Result | Failure, bool]], quiet: bool = False) -> list[tuple[Result | Failure, bool]]:
     """Say what each cell gave, as it comes."""
-    from robench.results import Failure, column, named, safe
+    from robench.results import Failure, asked, named, safe
     from robench.terminal import say
 
     told = []
@@ -25,7 +25,7 @@ def tell(ran: Iterable[tuple[Job, Result | Failure, bool]], quiet: bool = False)
         told.append((record, there))
         via = f" from {record.source.name}" if record.source else ""
         name = named(record.subject, record.cell.inference)
-        what = f"{name}{via}: {column(record.cell.attack, record.cell.threat)}"
+        what = f"{name}{via}: {asked(record.cell)}"
         if isinstance(record, Failure):
             say(f"FAILED  {what}: {safe(record.reason)}")
         elif not quiet:
