@@ -11,6 +11,7 @@ import click
 from robench import __version__
 from robench.cli.compare import compare
 from robench.cli.evaluation import demo, diagnose, evaluate
+from robench.cli.launching import status
 from robench.cli.record import features, list_, show
 from robench.cli.report import plot, report, verify
 from robench.cli.training import sweep, train
@@ -38,7 +39,7 @@ def cli(traceback: bool) -> None:
     """  # noqa: D301 (to click the escape means: keep these lines)
 
 
-for command in (train, evaluate, sweep, report, compare, plot, verify, show, diagnose, features, list_, demo):
+for command in (train, evaluate, status, sweep, report, compare, plot, verify, show, diagnose, features, list_, demo):
     cli.add_command(command)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ import click
 
 from robench import __version__
 from robench.cli.asked import Asked
+from robench.cli.launching import Launcher, launched, order
 from robench.cli.option import (
     Choice,
     Threat,
@@ -27,8 +28,12 @@ from robench.threat import ThreatModel
 
 if TYPE_CHECKING:
     from robench.checkpoint import Checkpoint
+    from robench.evaluation import Engine
     from robench.inference import Inference
     from robench.job import Job
+    from robench.launch import Launch, Piece
+    from robench.launching import Order
+    from robench.results import Failure, Result, Store
     from robench.suite import Suite
 
 
@@ -57,9 +62,12 @@ if TYPE_CHECKING:
 @click.option("--average", help="For --inference tsi: probabilities (the default) or votes.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of the attacks.")
 @click.option("--batch", type=click.IntRange(min=1), default=500, show_default=True, help="Images at once.")
+@launched
 @compute
 @results_option
+@click.pass_context
 def evaluate(
+    context: click.Context,
     checkpoint: Sequence[str],
     attacks: Sequence[str],
     suites: Sequence[str],
@@ -72,6 +80,7 @@ def evaluate(
     average: str | None,
     seed: int,
     batch: int,
+    launcher: Launcher,
     where: Where,
     results: Path,
 ) -> None:
@@ -79,7 +88,10 @@ def evaluate(
 
     Cells that are there already are skipped. Exit code 1 when a cell failed; the others still ran. A suite attacks the
     last epoch, as its paper does, unless a name ends in @best.
+
+    --launcher hands the work to several processes and watches them; robench status says how far they are.
     """
+    from robench import launch
     from robench.files import check_writable
     from robench.registry import ATTACKS
 
@@ -87,6 +99,8 @@ def evaluate(
         ATTACKS.entry(attack)
     wanted = _suites(suites, attacks, threats, sources, draws)
     answers = _inference(inference, draws, average)
+    handed = order(launcher, context)
+    mine = launch.task(launcher.task) if launcher.task else None
     check_writable(results)
 
     from robench.evaluation import Engine, plan_suite
@@ -130,8 +144,39 @@ def evaluate(
                 f"--source {' --source '.join(sources)} leaves nothing to do: no checkpoint is its own target; "
                 "name another to attack, or leave --source away for a white-box attack"
             )
-        told = tell(engine.run(list({job.cell.key: job for job in jobs}.values()), Store(results)))
+        ran = _ran(engine, list({job.cell.key: job for job in jobs}.values()), Store(results), handed, mine)
+        told = tell(ran)
     finish(told, results)
+
+
+def _ran(
+    engine: Engine,
+    jobs: Sequence[Job],
+    store: Store,
+    handed: Order | None,
+    mine: tuple[Launch, Sequence[Piece]] | None,
+) -> Iterator[tuple[Job, Result | Failure, bool]]:
+    """Run jobs here, have other processes run them, or run what this process was handed."""
+    from robench import launch
+
+    if handed is not None:
+        from robench import launching
+
+        return launching.run(engine, jobs, store, handed)
+    if mine is None:
+        return engine.run(jobs, store)
+    made, pieces = mine
+    if made.robench != __version__:
+        raise UsageError(
+            f"the launch is by robench {made.robench}, and here is {__version__}: install the same version on all machines"
+        )
+    within = launch.within(pieces)
+    known = {job.cell.key: job for job in jobs}
+    if absent := [key for key in within if key not in known]:
+        raise UsageError(
+            f"the cell {absent[0]} of the launch is none of this command: data or checkpoints have changed since"
+        )
+    return engine.run([known[key] for key in within], store, within)
 
 
 @click.command(short_help="Look for signs of masked gradients: indicators G1 to G16.")
