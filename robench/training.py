@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robench import checkpoint, data, files, unlabelled
+from robench import checkpoint, data, distributed, files, parallel, unlabelled
 from robench import state as states
 from robench.admission import check_extra, check_stages, pseudo_share
 from robench.attacks.pgd import PGD
@@ -63,10 +63,12 @@ def train(run: Run, *, resume: bool = True, monitor: Monitor = unwatched, asked:
     """
     files.check_writable(run.folder.parent)
     with ExitStack() as held:
-        if run.folder.is_dir():
-            held.enter_context(files.lock(run.folder))
-            checkpoint.settle(run.folder)
-        check_folder(run, resume)
+        with distributed.first() as leads:
+            if leads and run.folder.is_dir():
+                held.enter_context(files.lock(run.folder))
+                checkpoint.settle(run.folder)
+            if leads:
+                check_folder(run, resume)
         if not run.steps and finished(run):
             return checkpoint.open_checkpoint(str(run.folder), run.folder.parent)
         devices = [run.device] if run.device.type == "cuda" else []
@@ -84,17 +86,14 @@ def _train(run: Run, resume: bool, monitor: Monitor, asked: Asked, lock: ExitSta
         held = held.take(slice(64))
     few = data.labelled(kept, run.recipe.labels, run.seed)
     check_stages(run, methods, images)
+    for number, (stage, method) in enumerate(zip(run.recipe.stage, methods, strict=True)):
+        parallel.check(number, stage.method, method, min(stage.batch, len(few if method.supervised else kept)))
     spare = _spare(run, kept, few) if any(map(pseudo_share, methods)) else kept.pixels[:0]
     nets = _initial_nets(run, images)
     _with_heads(run, nets, methods[0], State(), images)  # which may be refused, so before anything is written
-    new = not run.folder.is_dir()
-    files.check_writable(run.folder)
-    if new:
-        lock.enter_context(files.lock(run.folder))
-    if not resume:
-        clear(run)
-    if not holds(run):
-        mark(run)
+    with distributed.first() as leads:
+        if leads:
+            _open_folder(run, resume, lock)
     state, optimiser_state = states.restore(run, nets, images)
     while state.stage < len(methods):
         stage, method = run.recipe.stage[state.stage], methods[state.stage]
@@ -120,8 +119,22 @@ def _train(run: Run, resume: bool, monitor: Monitor, asked: Asked, lock: ExitSta
                 f"step: --set stage.{state.stage}.batch={max(stage.batch // 2, 1)}, which is another run, so with another --out"
             ) from error
         state.next_stage()
-    files.remove(states.path_of(run))
+    with distributed.first() as leads:
+        if leads:
+            files.remove(states.path_of(run))
     return checkpoint.open_checkpoint(str(run.folder), run.folder.parent)
+
+
+def _open_folder(run: Run, resume: bool, lock: ExitStack) -> None:
+    """Make a run's folder its own."""
+    new = not run.folder.is_dir()
+    files.check_writable(run.folder)
+    if new:
+        lock.enter_context(files.lock(run.folder))
+    if not resume:
+        clear(run)
+    if not holds(run):
+        mark(run)
 
 
 def _spare(run: Run, kept: Images, few: Images) -> Tensor:
@@ -205,8 +218,10 @@ def _run_stage(
         parameter.requires_grad_(False)
     for parameter in learning:
         parameter.requires_grad_(True)
+    if not getattr(method, "exact", False):
+        method = parallel.shared(method, nets)
     epochs = 1 if run.steps else stage.epochs
-    if state.fresh:
+    if state.fresh and distributed.leads():
         files.remove(run.folder / "best.json")
     while state.epoch < epochs:
         if getattr(method, "exact", False):
@@ -229,8 +244,9 @@ def _run_stage(
         score = row.get(f"validation {method.select}", None)
         if score is not None and score > state.best:
             state.best = score
-            checkpoint.save(replace(reached, kind="best"), nets)
-        if last:
+            if distributed.leads():
+                checkpoint.save(replace(reached, kind="best"), nets)
+        if last and distributed.leads():
             log(run, state)
             checkpoint.save(reached, nets)
         if (last and state.stage + 1 < len(run.recipe.stage)) or (not last and keeper.due):
@@ -250,7 +266,8 @@ def _reached(run: Run, kept: Images, state: State, row: Mapping[str, Any]) -> Ch
         shape=kept.shape,
         sha256="",
         metrics={key: value for key, value in row.items() if isinstance(value, float)},
-        provenance=provenance(str(run.device), torch.get_num_threads()),
+        provenance=provenance(str(run.device), torch.get_num_threads())
+        | ({"processes": distributed.world()} if distributed.world() > 1 else {}),
         cost=(*_before(run), *state.cost),
     )
 
@@ -291,7 +308,7 @@ def _run_epoch(
     health = Health(run, stage, state)
     for step in range(start, taken):
         _seed(run, state)
-        batch = _batch(run, stage, method, kept, state, order[step])
+        batch = _batch(run, stage, method, kept, state, distributed.own(order[step]))
         rate = stage.schedule.rate(state.epoch + (step + 1) / steps, stage.epochs)
         for group in optimiser.param_groups:
             group["lr"] = stage.optimiser.lr * rate
