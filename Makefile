@@ -2,7 +2,15 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test nightly install clean
+.PHONY: demo test nightly bench bench-check install clean
+
+# where CIFAR-10 is; without it the benchmarks say so and do nothing
+BENCH_DATA ?= data
+BENCH_TRAINING = benchmarks/training.py --data $(BENCH_DATA) --width 16 --batch 64 --only steps --only augment --only pipeline
+BENCH_EVALUATION = benchmarks/evaluation.py --data $(BENCH_DATA) --repeats 1
+BENCH_PGD = $(BENCH_EVALUATION) --count 256 --only levers pgd
+BENCH_AUTOATTACK = $(BENCH_EVALUATION) --count 96 --steps 20 --queries 300 --precision float32 --only autoattack
+BENCH_BRACKET = $(BENCH_EVALUATION) --count 480 --steps 10 --queries 500 --only bracket
 
 demo: install
 	$(BIN)/robench demo
@@ -15,6 +23,18 @@ test: install
 
 nightly: test
 	$(BIN)/python -m pytest -m nightly --timeout 3600
+
+bench: install
+	$(BIN)/python $(BENCH_TRAINING) --only wall --repeats 5 --out benchmarks/training-width16.json
+	$(BIN)/python $(BENCH_PGD) --out benchmarks/evaluation-pgd.json
+	$(BIN)/python $(BENCH_AUTOATTACK) --out benchmarks/evaluation-autoattack.json
+	$(BIN)/python $(BENCH_BRACKET) --out benchmarks/evaluation-bracket.json
+
+bench-check: install
+	$(BIN)/python $(BENCH_TRAINING) --repeats 3 --check benchmarks/training-width16.json
+	$(BIN)/python $(BENCH_PGD) --check benchmarks/evaluation-pgd.json
+	$(BIN)/python $(BENCH_AUTOATTACK) --check benchmarks/evaluation-autoattack.json
+	$(BIN)/python $(BENCH_BRACKET) --check benchmarks/evaluation-bracket.json
 
 install: $(VENV)/.installed
 

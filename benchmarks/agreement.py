@@ -223,6 +223,7 @@ def main() -> None:
     parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"))
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--count", type=int, default=1000, help="how many images")
+    parser.add_argument("--images", help="only these of them, such as 15,94,681: the ones that are hard to tell")
     parser.add_argument("--only", action="append", default=[], help="rows whose name contains this")
     parser.add_argument("--norm", action="append", default=[], help="norms to compare; all by default")
     parser.add_argument("--out", type=Path, help="JSON to keep the rows in")
@@ -235,6 +236,9 @@ def main() -> None:
     torch.set_num_threads(1)
     nets, x, y = trained(given.what, given.data, given.checkpoints)
     x, y = x[: given.count], y[: given.count]
+    if given.images:
+        some = [int(number) for number in given.images.split(",")]
+        x, y = x[some], y[some]
     about = {**provenance("cpu", 1), "command": ["python", "benchmarks/agreement.py", *sys.argv[1:]]}
     for text in THREATS[given.what]:
         for name, makers in cases(text).items():

@@ -68,6 +68,12 @@ def check_stages(run: Run, methods: list[Method], images: Images) -> None:
                 f"stage {number} ({run.recipe.stage[number].method}) compares images with each other and needs at least "
                 f"{fewest} a step, not {min(run.recipe.stage[number].batch, len(images))}: --set stage.{number}.batch={fewest}"
             )
+        if run.recipe.stage[number].accumulate > 1 and (fewest > 1 or getattr(method, "exact", False)):
+            raise UsageError(
+                f"stage {number} ({run.recipe.stage[number].method}) "
+                f"{'compares the images of a batch' if fewest > 1 else 'takes no steps'}, so parts of a batch are not the "
+                f"batch: --set stage.{number}.accumulate=1"
+            )
         against = getattr(method, "adversarial", method.select == "robust")
         if against and run.recipe.threat is None:
             raise UsageError(

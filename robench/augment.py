@@ -7,7 +7,7 @@ of parameters for a whole batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -17,24 +17,31 @@ from robench.noise import uniform
 from robench.recipe import Augment
 
 Random = torch.Generator
+CACHED = 64  # images that a CPU's cache holds, with what an operation makes of them
 
 
 def augment(x: Tensor, spec: Augment, generator: Random) -> Tensor:
     """One random view of each image.
 
     Args:
-        x: images, (n, channels, height, width), float32 in [0, 1].
+        x: images, (n, channels, height, width), uint8, or float32 in [0, 1].
         spec: what to do.
         generator: randomness, per image.
 
     Returns:
-        Views of the same shape, in [0, 1].
+        Views of the same shape, float32 in [0, 1].
     """
-    if spec.name == "crop-flip":
-        return flip(shift(x, spec.pad, generator), generator) if spec.flip else shift(x, spec.pad, generator)
+    if spec.name == "crop-flip":  # which only moves pixels, so in uint8 it moves a quarter of the bytes
+        moved = shift(x, spec.pad, generator)
+        return as_float(flip(moved, generator) if spec.flip else moved)
     if spec.name == "simclr":
-        return simclr(x, spec, generator)
-    return x
+        return simclr(as_float(x), spec, generator)
+    return as_float(x)
+
+
+def as_float(x: Tensor) -> Tensor:
+    """Images as float32 in [0, 1]."""
+    return x if x.is_floating_point() else x.to(torch.float32).div_(255)
 
 
 def simclr(x: Tensor, spec: Augment, generator: Random) -> Tensor:
@@ -42,13 +49,43 @@ def simclr(x: Tensor, spec: Augment, generator: Random) -> Tensor:
 
     Source: Chen et al. 2020, appendix A; order and strengths of RoCL's code, which has no blur.
     """
-    jittered = jitter(x, spec.jitter, spec.hue, generator)
-    x = torch.where(_chance(0.8, x, generator), jittered, x)
-    if x.shape[1] == 3:
-        x = torch.where(_chance(spec.grey, x, generator), grey(x).expand_as(x), x)
-    if spec.flip:
-        x = flip(x, generator)
-    return resized_crop(x, spec.area, generator)
+    colours = Colours.drawn(x, spec.jitter, spec.hue, generator)
+    jittered = _chance(0.8, x, generator)
+    greyed = _chance(spec.grey, x, generator) if x.shape[1] == 3 else None
+    flipped = _chance(0.5, x, generator) if spec.flip else None
+    boxes = box(x, spec.area, generator)
+    found = torch.empty_like(x)
+    for part, place in _parts(x, jittered, colours):
+        view = x[part]
+        if place is None:
+            view = _either(jittered[part], colours.at(part).of(view), view)
+        elif place >= 0:
+            view = colours.at(part).of(view, place)
+        if greyed is not None:
+            view = _either(greyed[part], grey(view), view)
+        if flipped is not None:
+            view = _either(flipped[part], view.flip(3), view)
+        found[part] = crop_resize(view, *(values[part] for values in boxes))
+    return found
+
+
+def _parts(x: Tensor, jittered: Tensor, colours: Colours) -> list[tuple[Tensor | slice, int | None]]:
+    """Which images to work on together, and the one place of the hue among their colours: -1 for no colours, None for any.
+
+    All at once, so that nothing is asked of the device. A CPU answers at once: there images are few at a time, so that they stay
+    in its cache from one operation to the next, and of a kind, so that none goes through what it does not want.
+    """
+    if x.device.type != "cpu" or x.requires_grad:
+        return [(slice(None), None)]
+    if x.shape[1] != 3 or len(x) < 4 * CACHED:
+        return [(slice(first, first + CACHED), None) for first in range(0, len(x), CACHED)]
+    kind = torch.where(jittered.flatten(), colours.hue, -1)
+    return [
+        (part, place)
+        for place in range(-1, 4)
+        for part in (kind == place).nonzero().squeeze(1).split(CACHED)
+        if len(part)
+    ]
 
 
 def flip(x: Tensor, generator: Random) -> Tensor:
@@ -58,18 +95,14 @@ def flip(x: Tensor, generator: Random) -> Tensor:
 
 def shift(x: Tensor, pad: int, generator: Random) -> Tensor:
     """Pad with zeros and cut the original size at a random place."""
-    n, channels, height, width = x.shape
+    n, _, height, width = x.shape
     corner = (uniform(generator, (n, 2), x.device) * (2 * pad + 1)).long()
-    rows = corner[:, :1] + torch.arange(height, device=x.device)
-    columns = corner[:, 1:] + torch.arange(width, device=x.device)
-    padded = F.pad(x, (pad, pad, pad, pad))
-    image = torch.arange(n, device=x.device).view(n, 1, 1, 1)
-    channel = torch.arange(channels, device=x.device).view(1, channels, 1, 1)
-    return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
+    windows = F.pad(x, (pad, pad, pad, pad)).unfold(2, height, 1).unfold(3, width, 1)  # a view of all places
+    return windows[torch.arange(n, device=x.device), :, corner[:, 0], corner[:, 1]]
 
 
-def resized_crop(x: Tensor, area: float, generator: Random) -> Tensor:
-    """Cut a box of random area and shape at a random place and stretch it to the original size, bilinearly.
+def box(x: Tensor, area: float, generator: Random) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The top, left, height and width of a random box for each image, (n,) each.
 
     Ten tries to find a box that fits; the whole image when none does (its shape is within the allowed ones).
     """
@@ -87,7 +120,7 @@ def resized_crop(x: Tensor, area: float, generator: Random) -> Tensor:
     place = uniform(generator, (n, 2), x.device)
     top = (place[:, 0] * (height - high + 1)).floor()
     left = (place[:, 1] * (width - wide + 1)).floor()
-    return crop_resize(x, top, left, high, wide)
+    return top, left, high, wide
 
 
 def crop_resize(x: Tensor, top: Tensor, left: Tensor, high: Tensor, wide: Tensor) -> Tensor:
@@ -110,75 +143,117 @@ def _stretch(first: Tensor, length: Tensor, size: int) -> Tensor:
     centre = (torch.arange(size, device=first.device) + 0.5) * (length / size)[:, None] - 0.5
     centre = torch.minimum(centre.clamp_min(0), length[:, None] - 1) + first[:, None]
     source = torch.arange(size, device=first.device, dtype=centre.dtype)
-    return (1 - (centre[:, :, None] - source).abs()).clamp_min(0)
+    return (centre[:, :, None] - source).abs_().neg_().add_(1).clamp_min_(0)
 
 
-def jitter(x: Tensor, strength: float, hue: float, generator: Random) -> Tensor:
-    """Brightness, contrast, saturation and hue in an order of each image's own; grey images have the first two."""
-    n = len(x)
-    factor = 1 + strength * (2 * uniform(generator, (n, 3), x.device) - 1)
-    turn = hue * (2 * uniform(generator, (n,), x.device) - 1)
-    order = uniform(generator, (n, 4), x.device).argsort(1)
-    operations: list[Callable[[Tensor, Tensor], Tensor]] = [
-        lambda part, where: brightness(part, factor[where, 0]),
-        lambda part, where: contrast(part, factor[where, 1]),
-        lambda part, where: saturation(part, factor[where, 2]),
-        lambda part, where: rotate_hue(part, turn[where]),
-    ]
-    x = x.clone()
-    for slot in range(4):
-        for index, operation in enumerate(operations[: 4 if x.shape[1] == 3 else 2]):
-            where = (order[:, slot] == index).nonzero().squeeze(1)
-            x[where] = operation(x[where], where)
-    return x
+@dataclass(frozen=True)
+class Colours:
+    """Brightness, contrast, saturation and hue in an order of each image's own.
 
+    Each image goes through three blends x <- clip(s x + m mean(grey) + g grey), the hue, and three blends; the three that are
+    not its own have s = 1 and m = g = 0. So nobody has to ask the device which image wants what next, and the hue, which
+    costs most, is turned once. Grey images have two blends and no hue.
 
-def brightness(x: Tensor, factor: Tensor) -> Tensor:
-    """Scale towards black."""
-    return (x * _per_image(factor)).clamp(0, 1)
+    Attributes:
+        blends: s, m and g of each blend, (n, blends, 3).
+        turn: of the hue, as a share of the circle, (n,).
+        hue: how many blends of its own come before the hue, (n,).
+    """
 
+    blends: Tensor
+    turn: Tensor
+    hue: Tensor
 
-def contrast(x: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the mean grey of the image."""
-    return _blend(x, grey(x).mean((1, 2, 3), keepdim=True), factor)
+    @classmethod
+    def drawn(cls, x: Tensor, strength: float, hue: float, generator: Random) -> Colours:
+        """Random ones for some images."""
+        n = len(x)
+        factor = 1 + strength * (2 * uniform(generator, (n, 3), x.device) - 1)
+        turn = hue * (2 * uniform(generator, (n,), x.device) - 1)
+        return cls.ordered(factor, turn, uniform(generator, (n, 4), x.device).argsort(1), x.shape[1])
 
+    @classmethod
+    def ordered(cls, factor: Tensor, turn: Tensor, order: Tensor, channels: int) -> Colours:
+        """Those of given parameters.
 
-def saturation(x: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the grey image."""
-    return _blend(x, grey(x), factor)
+        Args:
+            factor: of brightness (0), contrast (1) and saturation (2), (n, 3).
+            turn: of the hue (3), (n,).
+            order: which of the four comes at each place, (n, 4).
+            channels: of the images.
+        """
+        hue = (order == 3).to(torch.int8).argmax(1)
+        if channels == 3:
+            places = torch.arange(3, device=order.device)
+            after = places >= hue[:, None]
+            kind = order.gather(1, places + after).repeat(1, 2)  # without the hue, before it and after it
+            share = torch.where(torch.cat([~after, after], 1), factor.gather(1, kind), 1)
+        else:
+            place = order.argsort(1)
+            first = (place[:, 1:2] < place[:, :1]).long()
+            kind = torch.cat([first, 1 - first], 1)
+            share = factor.gather(1, kind)
+        rest = 1 - share
+        return cls(torch.stack([share, rest * (kind == 1), rest * (kind == 2)], 2), turn, hue)
+
+    def at(self, part: Tensor | slice) -> Colours:
+        """Those of some images."""
+        return Colours(self.blends[part], self.turn[part], self.hue[part])
+
+    def of(self, x: Tensor, place: int | None = None) -> Tensor:
+        """The images with these colours.
+
+        Args:
+            x: images.
+            place: of the hue, if it is the same for all; then only their own blends are computed.
+        """
+        blends = self.blends.view(*self.blends.shape, 1, 1, 1).unbind(1)
+        own = range(len(blends)) if place is None else (*range(place), *range(3 + place, 6))
+        turned = x.shape[1] != 3
+        for number in own:
+            if number >= 3 and not turned:
+                x, turned = rotate_hue(x, self.turn), True
+            share, mean, saturation = blends[number].unbind(1)
+            luma = grey(x)
+            rest = luma.mean((1, 2, 3), keepdim=True) * mean
+            x = (x * share).add_(rest if x.shape[1] != 3 else luma.mul_(saturation).add_(rest)).clamp_(0, 1)
+        return x if turned else rotate_hue(x, self.turn)
 
 
 def grey(x: Tensor) -> Tensor:
     """The luma of an image, (n, 1, height, width)."""
     if x.shape[1] != 3:
         return x
-    return (0.2989 * x[:, 0] + 0.587 * x[:, 1] + 0.114 * x[:, 2])[:, None]
+    red, green, blue = x.split(1, 1)
+    luma: Tensor = (0.2989 * red).add_(green, alpha=0.587).add_(blue, alpha=0.114)
+    return luma
 
 
 def rotate_hue(x: Tensor, turn: Tensor) -> Tensor:
     """Turn the hue by a share of the colour circle, leaving saturation and value.
 
-    With value v, chroma c and hue h in sixths, each channel is v - c * clip(min(k, 4 - k), 0, 1), k = (offset + h) mod 6,
-    with offsets 5, 3 and 1 for red, green and blue: the same function as going through HSV.
+    With hue h in sixths of the circle, the channels rise from the smallest value to the largest as trapezia of h: red as
+    clip(|h - 3| - 1, 0, 1), green as clip(2 - |h - 2|, 0, 1), blue as clip(2 - |h - 4|, 0, 1): the same function as going
+    through HSV.
     """
-    red, green, blue = x.unbind(1)
-    value, low = x.amax(1), x.amin(1)
+    red, green, blue = x.split(1, 1)
+    value = torch.maximum(torch.maximum(red, green), blue)
+    low = torch.minimum(torch.minimum(red, green), blue)
     chroma = value - low
-    safe = torch.where(chroma > 0, chroma, 1)
-    sixth = torch.where(
-        value == red,
-        (green - blue) / safe,
-        torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
-    )
-    sixth = sixth + 6 * turn[:, None, None]
-    offsets = torch.tensor([5.0, 3.0, 1.0], device=x.device).view(1, 3, 1, 1)
-    k = (offsets + sixth[:, None]) % 6
-    return value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
+    is_red = (red - value).sign_().add_(1)  # 1 or 0; comparing and choosing costs a CPU ten times as much
+    is_green = (green - value).sign_().add_(1) * (1 - is_red)
+    is_blue = 1 - is_red - is_green
+    rise = is_red * (green - blue) + is_green * (blue - red) + is_blue * (red - green)
+    sixth = rise / chroma.clamp_min(torch.finfo(x.dtype).tiny)
+    sixth = sixth + 2 * is_green + 4 * is_blue + 6 * _per_image(turn)
+    sixth = sixth - 6 * (sixth / 6).floor()
+    away = torch.cat([(sixth - 3).abs_().sub_(1), 2 - (sixth - 2).abs_(), 2 - (sixth - 4).abs_()], 1)
+    return away.clamp_(0, 1).mul_(chroma).add_(low)
 
 
-def _blend(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:
-    share = _per_image(factor)
-    return (share * x + (1 - share) * other).clamp(0, 1)
+def _either(mask: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """One or the other for each image, exactly; on a CPU faster than `torch.where`, for which each pixel is a case."""
+    return (b * ~mask).add_(a * mask)
 
 
 def _per_image(values: Tensor) -> Tensor:

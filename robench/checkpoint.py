@@ -13,12 +13,14 @@ import torch
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from robench import files, weights
+from robench import files, tensors
 from robench.errors import CheckpointError, RobenchError
 from robench.methods import method_for
 from robench.models import Nets, build_nets
 from robench.recipe import Recipe
+from robench.results import Subject
 from robench.spec import build, digest, plain
+from robench.threat import ThreatModel
 
 FORMAT = 2  # from which on the JSON has a digest of its own
 
@@ -64,6 +66,47 @@ class Checkpoint:
         name = self.folder.resolve().name
         return name if self.kind == default else f"{name}@{self.kind}"
 
+    @property
+    def dataset(self) -> str:
+        """What it was trained on."""
+        return self.recipe.dataset
+
+    @property
+    def threat(self) -> ThreatModel | None:
+        """What it was trained against, if anything."""
+        return self.recipe.threat
+
+    @property
+    def black_box(self) -> bool:
+        """Never: its gradients are there."""
+        return False
+
+    @property
+    def unready(self) -> str:
+        """Why it is no classifier yet, and what to do; nothing when it is one."""
+        recipe = self.recipe
+        again = f"robench train {recipe.name} --resume --out {self.folder}"
+        if self.stages < len(recipe.stage):
+            return f"{self.name} is not finished ({self.stages} of {len(recipe.stage)} stages): {again}"
+        marker, end, state = (self.folder / name for name in ("run.json", "last.json", "state.pt"))
+        if marker.exists() and (state.exists() or not end.exists()):
+            return f"{self.name} is not finished: {again}"
+        if "head" not in nets_after(recipe, self.stages, self.classes, self.shape).parts:
+            return f"{self.name} is an encoder without a head: robench train linear --encoder {self.folder}"
+        return ""
+
+    def subject(self, dataset: str) -> Subject:
+        """What tables need to know of it."""
+        return Subject(
+            name=self.name,
+            recipe=self.recipe.name,
+            group=self.recipe.group,
+            threat=self.recipe.threat,
+            seed=self.seed,
+            dataset=dataset,
+            sha256=self.sha256,
+        )
+
     def load(self, device: torch.device | str = "cpu") -> Nets:
         """The networks with these weights, in eval mode.
 
@@ -82,7 +125,7 @@ class Checkpoint:
                 f"{path} is damaged: its SHA-256 is not the one in {path.with_suffix('.json').name}; "
                 "restore the file or train it again"
             )
-        stored = weights.read(content, str(path))
+        stored = tensors.read(content, str(path))
         shape = self.recipe, self.stages, self.classes, self.shape
         with suppress(NotImplementedError, RuntimeError, TypeError), torch.device("meta"):  # which a model may not know
             fitting(nets_after(*shape), stored, str(path))  # before memory is given for what the description claims
@@ -113,7 +156,7 @@ def fitting(nets: Nets, stored: Mapping[str, Tensor], what: str) -> Mapping[str,
     """
     if not any(key.startswith("encoder.") for key in stored):
         raise CheckpointError(f"{what} holds no encoder, so no head can stand on it; train one: robench train RECIPE")
-    weights.check(stored, nets.state_dict(), what)
+    tensors.check(stored, nets.state_dict(), what)
     return stored
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robench.errors import AttackError
+from robench.protocols import Classifier
 
 SMALLEST = 16  # images in a pass
 
@@ -49,6 +50,8 @@ class Door(nn.Module):
         classes: how many logits there must be.
         micro_batch: the most images that pass at once; halved when the memory is full.
         watch: called after each pass, for progress.
+        exits: only whether an image fools the model counts, and no image's logits depend on others: an attack may leave an
+            image alone once it does.
 
     Attributes:
         forwards: images passed forward so far.
@@ -59,10 +62,17 @@ class Door(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, classes: int, micro_batch: int = 500, watch: Callable[[Door], None] | None = None
+        self,
+        model: nn.Module,
+        classes: int,
+        micro_batch: int = 500,
+        watch: Callable[[Door], None] | None = None,
+        *,
+        exits: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
+        self.exits = exits
         self.classes = classes
         self.micro_batch = micro_batch
         self.watch = watch
@@ -93,6 +103,15 @@ class Door(nn.Module):
         if bad:
             raise AttackError(f"the model returned NaN or infinite logits for {bad} of {len(x)} images")
         return logits
+
+    def confirmed(self, adv: Tensor, y: Tensor, found: Tensor) -> Tensor:
+        """Of images that fool what is searched on, those that fool the model that judges, (n,)."""
+        judged = getattr(self.model, "judged", None)
+        if judged is None or not bool(found.any()):
+            return found
+        with torch.no_grad():
+            sure = self._pass(adv.detach()[found], judged).argmax(1) != y[found]
+        return found.clone().masked_scatter_(found, sure)
 
     def features(self, x: Tensor) -> Tensor:
         """The features of a batch, (n, ...), for attacks on an encoder.
@@ -173,6 +192,26 @@ class Door(nn.Module):
 
     def _backward(self, count: int) -> None:
         self.backwards += count * self.passes
+
+
+def fooled(model: Classifier, adv: Tensor, logits: Tensor, y: Tensor) -> Tensor:
+    """Which images fool the model: what an attack may stop on, (n,).
+
+    Args:
+        model: that was asked.
+        adv: the images it was asked about, (n, ...).
+        logits: what it said, (n, classes).
+        y: labels, (n,).
+    """
+    return confirmed(model, adv, y, logits.detach().argmax(1) != y)
+
+
+def confirmed(model: Classifier, adv: Tensor, y: Tensor, found: Tensor) -> Tensor:
+    """Of the images that seem to fool the model, those that do, (n,).
+
+    Behind a door that shows a stand-in (`robench.search`) the model itself is asked about them, in float32.
+    """
+    return model.confirmed(adv, y, found) if isinstance(model, Door) else found
 
 
 class Ensemble(nn.Module):

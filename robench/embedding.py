@@ -12,7 +12,6 @@ from robench.door import frozen
 from robench.errors import UsageError
 from robench.evaluation import Engine, check_shape, usual_threat
 from robench.exhibits import Embedding
-from robench.job import subject
 from robench.models import Nets
 from robench.registry import ATTACKS
 from robench.threat import ThreatModel
@@ -67,7 +66,7 @@ def embedded(
     if len(images) < 4:
         raise UsageError(f"--count {len(images)}: t-SNE needs at least 4 images")
     check_shape(checkpoint, images)
-    nets = engine.loaded(checkpoint)
+    nets = checkpoint.load(engine.device)
     whole = "head" in nets.parts
     name = attack or ("pgd-20" if whole else "feature-pgd")
     if not whole and name.partition("@")[0] != "feature-pgd":
@@ -85,7 +84,7 @@ def embedded(
     perplexity = min(PERPLEXITY, (2 * len(images) - 1) / 3)
     places, divergence = tsne(_features(nets, torch.cat([images.x(), judged.adv]), engine.batch), perplexity, seed)
     return Embedding(
-        subject=subject(checkpoint, dataset),
+        subject=checkpoint.subject(dataset),
         attack=name,
         version=ATTACKS.entry(name).version,
         threat=ball,

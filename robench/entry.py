@@ -202,7 +202,7 @@ def _row(result: Result, suite: Suite) -> Subject:
 def _fits(column: Column, result: Result, known: _Recipes) -> bool:
     """Whether a result is of a column: its threat, attack, source and draws."""
     cell = result.cell
-    if cell.threat != column.threat or not same_attack(column.attack, cell.attack):
+    if cell.precision != "float32" or cell.threat != column.threat or not same_attack(column.attack, cell.attack):
         return False
     if column.draws and (cell.inference is None or cell.inference.draws != column.draws):
         return False

@@ -74,3 +74,8 @@ def unknown(kind: str, given: str, known: Iterable[str], next_step: str) -> Usag
     match = nearest(given, names)
     guess = f" Did you mean {match!r}?" if match else ""
     return UsageError(f"unknown {kind} {given!r}.{guess} ({len(names)} known: {next_step})")
+
+
+def missing(what: str, package: str, extra: str) -> UsageError:
+    """The error for something that needs a package which is not installed: the line that installs it."""
+    return UsageError(f"{what!r} comes with {package}, which is not installed: pip install 'robench[{extra}]'")

@@ -12,24 +12,27 @@ from torch import Tensor, nn
 
 from robench import data, exhibits, sharing, verdict
 from robench.attacks import attack_for, options_of
-from robench.checkpoint import Checkpoint, nets_after
+from robench.checkpoint import Checkpoint
 from robench.data import Images, Split
 from robench.door import Door, Ensemble, frozen
 from robench.errors import AttackError, CheckpointError, UsageError
 from robench.inference import Inference
 from robench.job import Job, Source, in_order
 from robench.meter import Meter
-from robench.models import Nets
 from robench.part import Part, Span, gaps, together
-from robench.protocols import Attack, Monitor, unheard, unwatched
+from robench.protocols import Attack, Monitor, Target, unheard, unwatched
 from robench.provenance import provenance
 from robench.recipe import Recipe
 from robench.registry import ATTACKS, DATASETS
 from robench.results import Cell, Failure, Result, Store
+from robench.search import check_search
 from robench.smoothed import Glimpse, Smoothed
 from robench.spec import digest, plain
 from robench.suite import Suite
 from robench.threat import ThreatModel
+
+RESTLESS = "answers differently each time, so a transfer from it is one of many"
+QUERIES = ("score-based", "decision-based")  # attacks that need no gradients
 
 Watch: TypeAlias = Callable[[float, str], None]
 
@@ -52,11 +55,15 @@ class Engine:
     monitor: Monitor = unwatched
     tell: Callable[[str], None] = unheard
     _images: dict[tuple[str, int | None], Images] = field(default_factory=dict)
-    _nets: dict[str, Nets] = field(default_factory=dict)
+    _nets: dict[str, nn.Module] = field(default_factory=dict)
     _probes: dict[tuple[str, str], verdict.Probe] = field(default_factory=dict)
     _fits: tuple[str, int] = ("", 0)
     _crafting: tuple[object, ...] = ()
     _crafted: dict[Span, verdict.Crafted] = field(default_factory=dict)
+
+    def give(self, images: Images) -> None:
+        """Take these as the test images of the data set they are named after."""
+        self._images[images.name, None] = images.to(self.device)
 
     def images(self, dataset: str, count: int | None) -> Images:
         """The first `count` test images of a data set (all when None), on the device.
@@ -65,7 +72,9 @@ class Engine:
             UsageError: if there are not that many.
         """
         if (dataset, count) not in self._images:
-            images = data.load(dataset, Split.TEST, self.data_root)
+            images = self._images.get((dataset, None))
+            if images is None:
+                images = data.load(dataset, Split.TEST, self.data_root)
             if count is not None and not 1 <= count <= len(images):
                 raise UsageError(f"--count {count}: {dataset} has {len(images):,} test images; use 1 to {len(images)}")
             self._images[dataset, count] = images.take(slice(count)).to(self.device)
@@ -73,15 +82,16 @@ class Engine:
 
     def plan(
         self,
-        checkpoints: Sequence[Checkpoint],
+        checkpoints: Sequence[Target],
         *,
         attacks: Sequence[str],
         threats: Sequence[ThreatModel] = (),
-        sources: Sequence[Checkpoint | Sequence[Checkpoint]] = (),
+        sources: Sequence[Target | Sequence[Target]] = (),
         count: int | None = None,
         seed: int = 0,
         dataset: str | None = None,
         inference: Inference | None = None,
+        precision: str = "float32",
     ) -> list[Job]:
         """Every cell of checkpoints x attacks x threats (x sources), checked before anything runs.
 
@@ -95,24 +105,30 @@ class Engine:
             seed: of the attacks.
             dataset: evaluate on this one instead of the one each checkpoint was trained on.
             inference: how the checkpoints answer, where that is more than one look. Sources look once.
+            precision: of white-box searches; verdicts are float32 whatever it is.
 
         Raises:
-            UsageError: for unknown names, or a count beyond the test set.
+            UsageError: for unknown names, a count beyond the test set, or an attack, model or device without that precision.
             CheckpointError: for a damaged checkpoint, one without a head, or of other images or classes than the data set.
         """
         jobs = []
-        every = [Source((source,) if isinstance(source, Checkpoint) else tuple(source)) for source in sources]
+        every = [Source(tuple(source) if isinstance(source, Sequence) else (source,)) for source in sources]
         for checkpoint in checkpoints:
-            name = dataset or checkpoint.recipe.dataset
+            name = dataset or checkpoint.dataset
             images = self.images(name, count)
             for each in (checkpoint, *(member for source in every for member in source.members)):
                 check_fits(each, images)
                 self.loaded(each)
             others: list[Source | None] = [s for s in every if checkpoint.sha256 not in s.sha256] if every else [None]
+            for left in every:
+                if len(left.members) > 1 and left not in others:
+                    self.tell(f"{checkpoint.name} is a member of {left.name}, so it is no target of it")
             for source in others:
                 for text in attacks:
-                    for threat in list(threats) or [usual_threat(checkpoint.recipe, checkpoint.name)]:
+                    check_gradients(text, source.members if source else (checkpoint,))
+                    for threat in list(threats) or [usual_threat(checkpoint, checkpoint.name)]:
                         attack = _aimed(text, threat, crosses=source is not None or inference is not None)
+                        check_search(attack, text, precision, self.device, source is not None or inference is not None)
                         cell = Cell(
                             checkpoint=checkpoint.sha256,
                             source=source.sha256 if source else "",
@@ -124,6 +140,7 @@ class Engine:
                             count=len(images),
                             seed=seed,
                             inference=_settled(inference, checkpoint, attack, transfer=source is not None),
+                            precision=precision,
                         )
                         jobs.append(Job(cell, checkpoint, source, attack, name))
         return in_order(jobs)
@@ -219,7 +236,7 @@ class Engine:
     def _about(self) -> dict[str, object]:
         return provenance(_device_name(self.device), torch.get_num_threads())
 
-    def _probe(self, checkpoint: Checkpoint, images: Images) -> verdict.Probe:
+    def _probe(self, checkpoint: Target, images: Images) -> verdict.Probe:
         """What a look at a model shows, once for all cells."""
         key = checkpoint.sha256, images.digest
         if key not in self._probes:
@@ -235,9 +252,7 @@ class Engine:
             self._crafting, self._crafted = what, {}
         if job.source and span in self._crafted:
             return self._crafted[span]
-        members = [self.loaded(member) for member in job.source.members] if job.source else [self._attacked(job)]
-        model = members[0] if len(members) == 1 else Ensemble(members)
-        door = Door(model, images.classes, self._fitting(job), watch)
+        door = self.door(job, watch)
         crafted = verdict.craft(
             door,
             job.attack,
@@ -249,12 +264,33 @@ class Engine:
         )
         self._fits = job.cell.key, door.micro_batch
         if job.source:
-            self._crafted[span] = crafted
+            restless = [f"{each.name} {RESTLESS}" for each in job.source.members if self._restless(each, images)]
+            crafted = self._crafted[span] = replace(crafted, notes=(*crafted.notes, *restless))
         return crafted
+
+    def _restless(self, source: Target, images: Images) -> bool:
+        """Whether what images are crafted on answers differently each time."""
+        with frozen(self.loaded(source)), verdict.guarded(0), verdict.exact():
+            return self._probe(source, images).randomised
 
     def _fitting(self, job: Job) -> int:
         """The most images at once: as many as fitted into memory in the last part of the same cell, which noted it."""
         return min(self.batch, self._fits[1]) if self._fits[0] == job.cell.key else self.batch
+
+    def door(self, job: Job, watch: Callable[[Door], None] | None = None) -> Door:
+        """The door to what a job's attack searches on: the source of a transfer, else the checkpoint or a faster twin of it."""
+        images = self.images(job.dataset, job.cell.count)
+        if job.source:
+            members = [self.loaded(member) for member in job.source.members]
+            return Door(
+                members[0] if len(members) == 1 else Ensemble(members), images.classes, self._fitting(job), watch
+            )
+        nets, probe = self._attacked(job), self._probe(job.checkpoint, images)
+        if job.cell.inference:  # what is attacked answers in another way than what was looked at
+            return Door(nets, images.classes, self._fitting(job), watch)
+        return verdict.white_box(
+            nets, job.attack, images.x(slice(32)), probe, images.classes, self._fitting(job), watch, job.cell.precision
+        )
 
     def _attacked(self, job: Job) -> nn.Module:
         """What a white-box attack gets: the networks, or of a smoothed classifier what it can make use of."""
@@ -262,12 +298,12 @@ class Engine:
         if inference and inference.adaptive:
             return Glimpse(nets, inference, job.cell.seed)
         row = ATTACKS.rows.get(job.cell.attack.partition("@")[0])
-        if inference and row is not None and row.facts["knowledge"] in ("score-based", "decision-based"):
+        if inference and row is not None and row.facts["knowledge"] in QUERIES:
             return Smoothed(nets, inference, job.cell.seed, "queries")
         return nets
 
-    def loaded(self, checkpoint: Checkpoint) -> Nets:
-        """The networks of a checkpoint on the engine's device, loaded once."""
+    def loaded(self, checkpoint: Target) -> nn.Module:
+        """The network of a checkpoint on the engine's device, loaded once."""
         if checkpoint.sha256 not in self._nets:
             self._nets[checkpoint.sha256] = checkpoint.load(self.device)
         return self._nets[checkpoint.sha256]
@@ -276,7 +312,7 @@ class Engine:
 def plan_suite(
     engine: Engine,
     suite: Suite,
-    checkpoints: Sequence[Checkpoint],
+    checkpoints: Sequence[Target],
     *,
     candidates: Sequence[Checkpoint] = (),
     count: int | None = None,
@@ -301,7 +337,7 @@ def plan_suite(
     """
     jobs: list[Job] = []
     for checkpoint in checkpoints:
-        name = dataset or checkpoint.recipe.dataset
+        name = dataset or checkpoint.dataset
         sources = {role: source_for(suite, role, name, candidates) for role in suite.roles}
         for each in suite.columns:
             smoothed = replace(inference or Inference(), draws=each.draws) if each.draws else inference
@@ -347,9 +383,7 @@ def labels_of(images: Images) -> exhibits.Labels:
     return exhibits.Labels(images.digest, images.name, images.classes, " ".join(map(str, images.y.tolist())))
 
 
-def _settled(
-    inference: Inference | None, checkpoint: Checkpoint, attack: Attack, *, transfer: bool
-) -> Inference | None:
+def _settled(inference: Inference | None, checkpoint: Target, attack: Attack, *, transfer: bool) -> Inference | None:
     """How a checkpoint answers; an attack made for randomised models climbs through the augmentations."""
     if inference is None:
         return None
@@ -383,52 +417,63 @@ def _number(value: float) -> float | None:
     return float(f"{value:.7g}") if value < float("inf") else None
 
 
-def check_fits(checkpoint: Checkpoint, images: Images) -> None:
+def check_fits(checkpoint: Target, images: Images) -> None:
     """Say before anything runs that a checkpoint cannot be evaluated on these images.
 
     Raises:
         CheckpointError: if it is no classifier yet, or was trained for others.
     """
-    if reason := unready(checkpoint):
+    if reason := checkpoint.unready:
         raise CheckpointError(reason)
     check_shape(checkpoint, images)
 
 
-def check_shape(checkpoint: Checkpoint, images: Images) -> None:
+def check_shape(checkpoint: Target, images: Images) -> None:
     """Refuse images of another shape or number of classes than those a checkpoint was trained for.
 
     Raises:
         CheckpointError: naming both.
     """
-    name, recipe = checkpoint.name, checkpoint.recipe
+    name = checkpoint.name
     if (checkpoint.classes, checkpoint.shape) != (images.classes, images.shape):
         theirs = f"{checkpoint.classes} classes of {'x'.join(map(str, checkpoint.shape))} images"
         ours = f"{images.classes} classes of {'x'.join(map(str, images.shape))} images"
         raise CheckpointError(
             f"{name} was trained for {theirs}; {images.name} has {ours}. "
-            f"Evaluate it on {recipe.dataset}, or name other checkpoints"
+            f"Evaluate it on {checkpoint.dataset}, or name other checkpoints"
         )
 
 
-def unready(checkpoint: Checkpoint) -> str:
+def unready(checkpoint: Target) -> str:
     """Why a checkpoint is no classifier yet, and what to do; nothing when it is one."""
-    name, recipe = checkpoint.name, checkpoint.recipe
-    if checkpoint.stages < len(recipe.stage):
-        done = f"{checkpoint.stages} of {len(recipe.stage)} stages"
-        return f"{name} is not finished ({done}): robench train {recipe.name} --resume --out {checkpoint.folder}"
-    marker, end, state = (checkpoint.folder / name for name in ("run.json", "last.json", "state.pt"))
-    if marker.exists() and (state.exists() or not end.exists()):
-        return f"{name} is not finished: robench train {recipe.name} --resume --out {checkpoint.folder}"
-    if "head" not in nets_after(recipe, checkpoint.stages, checkpoint.classes, checkpoint.shape).parts:
-        return f"{name} is an encoder without a head: robench train linear --encoder {checkpoint.folder}"
-    return ""
+    return checkpoint.unready
 
 
-def usual_threat(recipe: Recipe, name: str) -> ThreatModel:
-    """What a recipe trains against, or else its data set's usual threat.
+def check_gradients(attack: str, models: Sequence[Target]) -> None:
+    """Refuse to climb on a black box.
 
     Args:
-        recipe: of a checkpoint.
+        attack: as one writes it after `--attack`.
+        models: what it crafts on.
+
+    Raises:
+        UsageError: naming what is possible.
+    """
+    boxes = [model.name for model in models if model.black_box]
+    row = ATTACKS.rows.get(ATTACKS.entry(attack).name)
+    if boxes and (row is None or row.facts["knowledge"] not in QUERIES):
+        black = [name for name, each in ATTACKS.rows.items() if each.facts["knowledge"] in QUERIES]
+        raise UsageError(
+            f"{boxes[0]} is a black box and {attack} climbs its gradients: attack it by queries ({', '.join(black)}) or by "
+            "transfer (--source CHECKPOINT)"
+        )
+
+
+def usual_threat(recipe: Recipe | Target, name: str) -> ThreatModel:
+    """What was trained against, or else its data set's usual threat.
+
+    Args:
+        recipe: of a checkpoint, or the checkpoint itself.
         name: how messages call what it trained.
 
     Raises:
@@ -436,7 +481,10 @@ def usual_threat(recipe: Recipe, name: str) -> ThreatModel:
     """
     if recipe.threat is not None:
         return recipe.threat
-    usual = DATASETS.entry(recipe.dataset).facts.get("threat")
+    try:
+        usual = DATASETS.entry(recipe.dataset).facts.get("threat")
+    except UsageError:  # images that were handed over have a name of their own
+        usual = None
     if usual is None:
         raise UsageError(f"{name} was trained against no threat: name one, such as --threat linf-8/255")
     return ThreatModel.parse(usual)

@@ -325,3 +325,10 @@ def _settle(waiting: Path, path: Path) -> None:
 def _refused(error: OSError, path: Path, count: int) -> StoreError:
     kind = DiskFullError if error.errno in _FULL else StoreError
     return kind(f"cannot write {path} ({count:,} bytes): {error.strerror}. Choose another folder, or make room")
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder for trials, gone afterwards."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)

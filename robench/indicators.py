@@ -21,7 +21,6 @@ from robench.attacks.apgd import APGD, APGDT
 from robench.attacks.ascent import ascend, default_step
 from robench.attacks.pgd import FGSM, PGD
 from robench.attacks.square import Square
-from robench.checkpoint import Checkpoint
 from robench.diagnosis import Diagnosis, Row, Word
 from robench.door import Door, frozen
 from robench.errors import DataError
@@ -29,7 +28,7 @@ from robench.evaluation import Engine, check_fits, usual_threat
 from robench.geometry import exact_norm, inside, per_image, random_start
 from robench.losses import cross_entropy, log_odds, margin
 from robench.noise import ImageGenerator, seed_of, uniform
-from robench.protocols import Attack, Classifier
+from robench.protocols import Attack, Classifier, Target
 from robench.threat import Norm, ThreatModel
 
 CORNERS = 200  # of G16; thousands find more, and cost a pass each
@@ -152,10 +151,10 @@ def diagnose(case: Case) -> tuple[Row, ...]:
 
 def diagnosed(
     engine: Engine,
-    checkpoint: Checkpoint,
+    checkpoint: Target,
     *,
     threat: ThreatModel | None = None,
-    sources: Sequence[Checkpoint] = (),
+    sources: Sequence[Target] = (),
     count: int | None = None,
     seed: int = 0,
     corners: int = CORNERS,
@@ -165,11 +164,11 @@ def diagnosed(
     Raises:
         DataError: if it gets none right.
     """
-    dataset = checkpoint.recipe.dataset
+    dataset = checkpoint.dataset
     images = engine.images(dataset, min(256, len(engine.images(dataset, None))) if count is None else count)
     for each in (checkpoint, *sources):
         check_fits(each, images)
-    ball = threat or usual_threat(checkpoint.recipe, checkpoint.name)
+    ball = threat or usual_threat(checkpoint, checkpoint.name)
     nets = engine.loaded(checkpoint)
     with frozen(nets), verdict.guarded(seed), verdict.exact():
         keep = verdict.right(Door(nets, images.classes, engine.batch), images.x(), images.y)

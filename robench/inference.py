@@ -58,14 +58,15 @@ class Inference:
         """How one augmented view is made."""
         return build(Augment, {"name": "simclr", **self.augment}, "--inference tsi")
 
-    def of(self, recipe: Recipe, *, adaptive: bool) -> Inference:
+    def of(self, recipe: Recipe | None, *, adaptive: bool) -> Inference:
         """The same with everything settled for a checkpoint of a recipe.
 
         Without an augmentation of its own it takes that of the recipe's first stage with `simclr` views, which the encoder
-        has learnt to look through; else simclr as RoCL has it, which mirrors only if the recipe does.
+        has learnt to look through; else simclr as RoCL has it, which mirrors only if the recipe does, or there is none.
         """
-        learnt = [stage.augment for stage in recipe.stage if stage.augment.name == "simclr"]
-        usual = learnt[0] if learnt else Augment(name="simclr", flip=recipe.stage[-1].augment.flip)
+        stages = recipe.stage if recipe else ()
+        learnt = [stage.augment for stage in stages if stage.augment.name == "simclr"]
+        usual = learnt[0] if learnt else Augment(name="simclr", flip=stages[-1].augment.flip if stages else True)
         look = {name: getattr(usual, name) for name in LOOK} | dict(self.augment)
         return replace(self, augment=look, adaptive=adaptive)
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from robench.checkpoint import Checkpoint
-from robench.protocols import Attack
-from robench.results import Cell, Subject, column, named
+from robench.protocols import Attack, Target
+from robench.results import Cell, Subject, asked, named
 
 
 @dataclass(frozen=True)
 class Source:
     """What images are crafted on for a transfer: a checkpoint, or several as one ensemble."""
 
-    members: tuple[Checkpoint, ...]
+    members: tuple[Target, ...]
 
     @property
     def name(self) -> str:
@@ -32,7 +31,7 @@ class Job:
     """A cell and what is needed to run it."""
 
     cell: Cell
-    checkpoint: Checkpoint
+    checkpoint: Target
     source: Source | None
     attack: Attack
     dataset: str
@@ -47,15 +46,13 @@ class Job:
     def label(self) -> str:
         """What to call it."""
         cell, via = self.cell, f" from {self.source.name}" if self.source else ""
-        return (
-            f"{named(subject(self.checkpoint, self.dataset), cell.inference)}{via}: {column(cell.attack, cell.threat)}"
-        )
+        return f"{named(self.checkpoint.subject(self.dataset), cell.inference)}{via}: {asked(cell)}"
 
     @property
     def subjects(self) -> tuple[Subject, Subject | None]:
         """What tables need to know of the checkpoint, and of what images are crafted on."""
         made = source_subject(self.source, self.dataset) if self.source else None
-        return subject(self.checkpoint, self.dataset), made
+        return self.checkpoint.subject(self.dataset), made
 
     @property
     def divisible(self) -> bool:
@@ -81,27 +78,15 @@ class Job:
         return [f"on {self.source.name}: {note}" if self.source else note for note in notes]
 
 
-def subject(checkpoint: Checkpoint, dataset: str) -> Subject:
-    """What tables need to know of a checkpoint."""
-    recipe = checkpoint.recipe
-    return Subject(
-        name=checkpoint.name,
-        recipe=recipe.name,
-        group=recipe.group,
-        threat=recipe.threat,
-        seed=checkpoint.seed,
-        dataset=dataset,
-        sha256=checkpoint.sha256,
-    )
-
-
 def source_subject(source: Source, dataset: str) -> Subject:
     """What tables need to know of what images were crafted on."""
-    first = subject(source.members[0], dataset)
+    first = source.members[0].subject(dataset)
     if len(source.members) == 1:
         return first
-    recipe = "+".join(sorted(member.recipe.name for member in source.members))
-    return replace(first, name=source.name, recipe=recipe, group="ensemble", threat=None, sha256=source.sha256)
+    recipe = "+".join(sorted(member.subject(dataset).recipe for member in source.members))
+    return replace(
+        first, name=source.name, recipe=recipe, group="ensemble", threat=None, sha256=source.sha256, origin={}
+    )
 
 
 def in_order(jobs: Sequence[Job]) -> list[Job]:

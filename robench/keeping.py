@@ -19,6 +19,7 @@ from robench.recipe import Stage
 from robench.run import Run
 from robench.signals import Asked
 from robench.state import State
+from robench.stepping import Stepper
 
 SAVE_EVERY = 60.0  # seconds between saved states
 SHARE = 0.005  # of the time goes into saved states at most
@@ -37,9 +38,7 @@ class Keeper:
         asked: by signals.
     """
 
-    def __init__(
-        self, run: Run, nets: Nets, optimiser: torch.optim.Optimizer, state: State, images: Images, asked: Asked
-    ) -> None:
+    def __init__(self, run: Run, nets: Nets, optimiser: Stepper, state: State, images: Images, asked: Asked) -> None:
         self.run, self.nets, self.optimiser = run, nets, optimiser
         self.state, self.images, self.asked = state, images, asked
         self.first = state.fresh

@@ -39,7 +39,7 @@ class Wanted:
     Attributes:
         key: of the cell.
         label: what to call it.
-        checkpoint: what opens its checkpoint.
+        checkpoint: what opens its checkpoint; empty for a model from elsewhere, which an option of the command names.
         count: of images.
         passes: image passes an image takes, about.
         size: images in a part; the cell is cut at its multiples only.

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from robench import __version__, exhibits, files, launch, sharing, slurm
+from robench.checkpoint import Checkpoint
 from robench.door import frozen
 from robench.errors import RobenchError, UsageError
 from robench.evaluation import Engine, labels_of
@@ -153,7 +154,9 @@ def wanted(engine: Engine, jobs: Sequence[Job], store: Store) -> tuple[Wanted, .
             Wanted(
                 key=job.cell.key,
                 label=job.label,
-                checkpoint=f"{job.checkpoint.folder}@{job.checkpoint.kind}",
+                checkpoint=f"{job.checkpoint.folder}@{job.checkpoint.kind}"
+                if isinstance(job.checkpoint, Checkpoint)
+                else "",
                 count=job.cell.count,
                 passes=job.passes,
                 size=job.size(engine.batch),

@@ -9,12 +9,21 @@ from robench.part import held, unfinished
 from robench.results import Failure, Store, named, safe
 from robench.suite import SUITES
 
+_KINDS = (
+    registry.METHODS,
+    registry.ATTACKS,
+    registry.DATASETS,
+    registry.MODELS,
+    registry.CLASSIFIERS,
+    registry.TRACKERS,
+)
+
 
 def listing(what: str, results: Path) -> tuple[list[str], list[list[str]]]:
     """The head and rows of a list.
 
     Args:
-        what: `methods`, `attacks`, `datasets`, `models`, `recipes`, `suites` or `results`.
+        what: `methods`, `attacks`, `datasets`, `models`, `classifiers`, `trackers`, `recipes`, `suites` or `results`.
         results: where results are.
 
     Raises:
@@ -51,9 +60,7 @@ def listing(what: str, results: Path) -> tuple[list[str], list[list[str]]]:
         return ["cell", "checkpoint", "source", "attack", "threat", "n", "robust %"], [
             list(map(safe, row)) for row in rows
         ]
-    table = {
-        kind.kind + "s": kind for kind in (registry.METHODS, registry.ATTACKS, registry.DATASETS, registry.MODELS)
-    }[what]
+    table = {kind.kind + "s": kind for kind in _KINDS}[what]
     facts = list(dict.fromkeys(fact for entry in table.rows.values() for fact in entry.facts))
     rows = [
         [

@@ -16,9 +16,13 @@ Positives = Literal["per-pair", "in-log"]
 Distance = Literal["mse", "l1", "cosine"]
 
 
-def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """-log softmax(logits)[y] for each image, (n,)."""
-    return F.cross_entropy(logits, y, reduction="none")
+def cross_entropy(logits: Tensor, y: Tensor, smoothing: float = 0.0) -> Tensor:
+    """-log softmax(logits)[y] for each image, (n,).
+
+    With smoothing s the label's share of the target is 1 - s + s / classes, and every other class has s / classes (Szegedy et al.
+    2016, section 7).
+    """
+    return F.cross_entropy(logits, y, reduction="none", label_smoothing=smoothing)
 
 
 def log_odds(logits: Tensor, y: Tensor) -> Tensor:

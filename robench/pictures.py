@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,12 +13,11 @@ from torch import Tensor
 
 from robench import verdict
 from robench.attacks import attack_for, options_of
-from robench.checkpoint import Checkpoint
 from robench.data import Images
 from robench.door import Door, Ensemble, frozen
 from robench.errors import UsageError
 from robench.exhibits import Example, Pictures
-from robench.protocols import Attack
+from robench.protocols import Attack, Target
 from robench.registry import ATTACKS
 from robench.results import Cell, Result
 from robench.showing import broken
@@ -48,7 +48,7 @@ class Again:
     left: list[int]
 
 
-def again(result: Result, checkpoint: Checkpoint, sources: list[Checkpoint], images: Images, count: int) -> Again:
+def again(result: Result, checkpoint: Target, sources: Sequence[Target], images: Images, count: int) -> Again:
     """Attack the first `count` broken images of a result once more, as it was done then.
 
     Args:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from robench.models import Nets
+    from robench.recipe import Recipe
+    from robench.results import Subject
     from robench.threat import ThreatModel
 
 Classifier: TypeAlias = "Callable[[Tensor], Tensor]"
@@ -32,6 +34,8 @@ class Attack(Protocol):
                             then counts as robust, and the evaluator keeps each image's norm.
         randomised = True   it is made for models that answer differently each time; others are refused there.
         cost(classes)       the most (forward, backward) passes an image may take.
+        confirms = True     whatever it stops on it has asked `robench.door.fooled` about, which asks the model itself in float32;
+                            only such attacks search on a faster twin of the model, or in 16 bits.
         exempt = {"I7": ..} laws of `robench.testing` it does not obey, each with the reason.
         notes(classes)      texts a reader of the result should know.
     """
@@ -53,6 +57,49 @@ class Attack(Protocol):
         Returns:
             Images of the same shape inside the threat's ball and inside [0, 1].
         """
+        ...
+
+
+class Target(Protocol):
+    """What can be attacked: a checkpoint of ours, or a classifier from elsewhere (`robench.foreign`).
+
+    Attributes:
+        name: how tables call it.
+        sha256: of what it is made of; equal digests answer alike.
+        classes: how many logits it has.
+        shape: channels, height and width of its images.
+        dataset: what it is evaluated on unless another is named.
+        threat: what it was trained against, if that is known.
+        recipe: what trained it, if robench did.
+        black_box: whether it has no gradients.
+        unready: why it cannot be evaluated, and what to do; empty when it can.
+    """
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def sha256(self) -> str: ...  # noqa: D102
+    @property
+    def classes(self) -> int: ...  # noqa: D102
+    @property
+    def shape(self) -> tuple[int, int, int]: ...  # noqa: D102
+    @property
+    def dataset(self) -> str: ...  # noqa: D102
+    @property
+    def threat(self) -> ThreatModel | None: ...  # noqa: D102
+    @property
+    def recipe(self) -> Recipe | None: ...  # noqa: D102
+    @property
+    def black_box(self) -> bool: ...  # noqa: D102
+    @property
+    def unready(self) -> str: ...  # noqa: D102
+
+    def load(self, device: torch.device | str = "cpu") -> nn.Module:
+        """The network, in eval mode."""
+        ...
+
+    def subject(self, dataset: str) -> Subject:
+        """What tables need to know of it."""
         ...
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from robench import __version__
 
-PACKAGES = ("torch", "torchvision", "numpy", "pyautoattack", "torchattacks")
+PACKAGES = ("torch", "torchvision", "numpy", "pyautoattack", "torchattacks", "timm", "onnxruntime")
 
 
 def provenance(device: str, threads: int) -> dict[str, Any]:

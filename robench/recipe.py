@@ -41,7 +41,7 @@ class Schedule:
     """How the learning rate moves, as a pure function of progress.
 
     Attributes:
-        name: `constant`, `cosine` (to zero), or `step`.
+        name: `constant`, `cosine` (to zero), `step`, or `one-cycle`: the warm-up, then a straight fall to zero.
         warmup: epochs of linear rise to the peak; step counts epochs from the start of the stage.
         start: the share of the peak at which the warm-up starts.
         period: for `cosine`, what half a wave takes: the `rest` of the stage after the warm-up, so that it ends at zero, or
@@ -51,7 +51,7 @@ class Schedule:
         factor: for `step`.
     """
 
-    name: Literal["constant", "cosine", "step"] = "constant"
+    name: Literal["constant", "cosine", "step", "one-cycle"] = "constant"
     warmup: float = 0.0
     start: float = 0.0
     period: Literal["rest", "whole"] = "rest"
@@ -65,6 +65,10 @@ class Schedule:
             raise UsageError(
                 f"schedule: warmup ({self.warmup}) and factor ({self.factor}) must be finite and at least 0, "
                 f"and start ({self.start}) between 0 and 1"
+            )
+        if self.name == "one-cycle" and not self.warmup:
+            raise UsageError(
+                "schedule: one-cycle rises before it falls, so it needs a warmup of some epochs: warmup = 5"
             )
 
     def rate(self, epoch: float, epochs: int) -> float:
@@ -85,6 +89,8 @@ class Schedule:
         if self.name == "cosine":
             period = epochs - self.warmup if self.period == "rest" else epochs
             return 0.5 * (1 + math.cos(math.pi * (epoch - self.warmup) / max(period, 1e-9)))
+        if self.name == "one-cycle":
+            return max(0.0, (epochs - epoch) / max(epochs - self.warmup, 1e-9))
         if self.name == "step":
             return self.factor ** sum(epoch >= drop for drop in self.drops)
         return 1.0
@@ -120,6 +126,28 @@ class Augment:
 
 
 @dataclass(frozen=True)
+class Average:
+    """Which average of the weights is judged and kept; see `robench.average`.
+
+    Attributes:
+        name: `none`, `ema` (exponential, after each step) or `swa` (equal, after each epoch).
+        decay: for `ema`, the share of the average that stays at each step.
+        start: epochs of the stage that pass before averaging begins.
+    """
+
+    name: Literal["none", "ema", "swa"] = "none"
+    decay: float = 0.999
+    start: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what would average nothing."""
+        if not 0 <= self.decay < 1 or self.start < 0:
+            raise UsageError(
+                f"average: decay ({self.decay}) must be at least 0 and below 1, and start ({self.start}) a number of epochs"
+            )
+
+
+@dataclass(frozen=True)
 class Stage:
     """One method for some epochs.
 
@@ -133,6 +161,9 @@ class Stage:
         options: the method's own fields.
         probe: after how many epochs to look at the features of a stage that trains no classifier, by nearest neighbours and
             a ridge classifier on the validation split (and after its last epoch); 0 for never. Nothing depends on it.
+        accumulate: into how many parts a batch is cut that does not fit into memory; their gradients are summed. For networks
+            without batch normalisation that is the same step; with it each part has statistics of its own.
+        average: which average of the weights is judged and kept.
     """
 
     method: str
@@ -143,6 +174,8 @@ class Stage:
     augment: Augment = field(default_factory=Augment)
     options: Mapping[str, Any] = field(default_factory=dict)
     probe: int = 10
+    accumulate: int = 1
+    average: Average = field(default_factory=Average)
 
     def __post_init__(self) -> None:
         """Refuse stages that train nothing."""
@@ -151,6 +184,16 @@ class Stage:
         if self.epochs < 1 or self.batch < 1:
             raise UsageError(
                 f"stage {self.method!r}: epochs ({self.epochs}) and batch ({self.batch}) must be at least 1"
+            )
+        if not 1 <= self.accumulate <= self.batch:
+            raise UsageError(
+                f"stage {self.method!r}: accumulate ({self.accumulate}) is how many parts a batch of {self.batch} falls into: "
+                f"1 to {self.batch}"
+            )
+        if self.average.name != "none" and self.average.start >= self.epochs:
+            raise UsageError(
+                f"stage {self.method!r}: average.start ({self.average.start}) leaves none of its {self.epochs} epochs to "
+                "average"
             )
 
 
@@ -190,6 +233,10 @@ class Recipe:
         labels: the share of labels that stages may read which read labels, in (0, 1]; the same share of every class.
         extra: images to use without their labels, by stages that make pseudo-labels: a data set of the same shape, or
             `npz:FILE` with an array `image` (images, height, width, channels) of uint8.
+        precision: of the encoder's arithmetic in training: `bfloat16` keeps images, stem, weights, heads and losses in float32.
+            Evaluation is in float32 whatever this says.
+        fold: whether attacks inside training ask a twin whose batch normalisations are folded into convolutions: the same
+            network up to rounding, and faster.
         source: the paper.
         differs: where this recipe departs from it.
         published: the paper's figures.
@@ -206,6 +253,8 @@ class Recipe:
     validation: int = 1000
     labels: float = 1.0
     extra: str = ""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    fold: bool = True
     source: str = ""
     differs: tuple[str, ...] = ()
     published: tuple[Published, ...] = ()

@@ -153,7 +153,7 @@ def pairs(text: str) -> list[tuple[str, Any]]:
 
 
 def _module(name: str) -> Any:
-    """Import a module by dotted name or by the path of its file."""
+    """Import a module by dotted name or by the path of its file, which may import from files beside it."""
     if not name.endswith(".py"):
         return importlib.import_module(name)
     path = Path(name).resolve()
@@ -161,6 +161,8 @@ def _module(name: str) -> Any:
     spec = importlib.util.spec_from_file_location(dotted, path)
     if spec is None or spec.loader is None or not path.is_file():
         raise ImportError(f"there is no file {path}")
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))  # at the end, so that nothing installed is hidden
     module = sys.modules[dotted] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -171,6 +173,8 @@ METHODS = Registry(
     [
         Entry("standard", "robench.methods.standard:Standard", "cross-entropy on augmented images, no adversary"),
         Entry("pgd-at", "robench.methods.pgd_at:PGDAT", "adversarial training on PGD examples (Madry et al. 2018)"),
+        Entry("fgsm-rs", "robench.methods.fgsm_rs:FGSMRS", "one step from a random start (Wong et al. 2020)"),
+        Entry("n-fgsm", "robench.methods.fgsm_rs:NFGSM", "one step from strong noise (de Jorge et al. 2022)"),
         Entry("trades", "robench.methods.trades:TRADES", "cross-entropy plus beta times KL to PGD (Zhang et al. 2019)"),
         Entry("rst", "robench.methods.rst:RST", "TRADES with pseudo-labels beside the labels (Carmon et al. 2019)"),
         Entry("simclr", "robench.methods.simclr:SimCLR", "contrastive learning of two views (Chen et al. 2020)"),
@@ -394,6 +398,13 @@ ATTACKS = Registry(
             version=2,
         ),
         _attack(
+            "autoattack-bracket",
+            "bracket:Bracket",
+            "an interval, not AutoAttack: FAB-T and Square on a random tenth of what APGD leaves",
+            paper="members: Croce & Hein 2020",
+            cost="7,818 + 1,900",
+        ),
+        _attack(
             "autoattack-rand",
             "autoattack:AutoAttack",
             "APGD-CE and APGD-DLR over 20 averaged passes, for randomised models",
@@ -419,6 +430,13 @@ ATTACKS = Registry(
         ),
     ],
 )
+
+
+def _family(name: str, target: str, summary: str, family: str, **options: Any) -> Entry:
+    """A row for images of any size, which are attacked in linf at 8/255 unless one says otherwise."""
+    facts = {"images": "yours", "shape": "yours", "classes": "yours", "threat": "linf-8/255"}
+    return Entry(name, f"robench.data.{target}", summary, options, facts, family)
+
 
 DATASETS = Registry(
     "dataset",
@@ -478,6 +496,27 @@ DATASETS = Registry(
             facts={"images": "yours", "shape": "yours", "classes": "yours", "threat": "linf-8/255"},
             family="path",
         ),
+        _family("folder:", "folder:load", "PATH/CLASS/IMAGE as test images, or PATH/train and PATH/test", "path"),
+        _family("npz:", "npz:load", "x_test, y_test (x_train, y_train) or x, y in a file of numpy.savez", "file"),
+        _family("torchvision:", "named:torchvision_set", "any data set of torchvision, as torchvision:CLASS", "name"),
+        _family("hf:", "named:hub_set", "a data set of the Hugging Face Hub; pip install 'robench[hf]'", "name"),
+        _family(
+            "cifar10-c:",
+            "corruptions:load",
+            "corrupted CIFAR-10, cifar10-c:fog@severity=3 (Hendrycks & Dietterich 2019)",
+            "corruption",
+            folder="CIFAR-10-C",
+            classes=10,
+        ),
+        _family(
+            "cifar100-c:",
+            "corruptions:load",
+            "corrupted CIFAR-100 (Hendrycks & Dietterich 2019)",
+            "corruption",
+            folder="CIFAR-100-C",
+            classes=100,
+        ),
+        _family("corruptions:", "corruptions:load", "your own in that layout, as corruptions:PATH/NAME", "corruption"),
     ],
 )
 
@@ -495,5 +534,64 @@ MODELS = Registry(
         ),
         Entry("wrn-28-10", "robench.models.wrn:wrn_28_10", "Wide ResNet 28-10", facts={"features": "640"}),
         Entry("wrn-34-10", "robench.models.wrn:wrn_34_10", "Wide ResNet 34-10", facts={"features": "640"}),
+    ],
+)
+
+# what `--model` names: whole classifiers from elsewhere, which are evaluated and never trained
+CLASSIFIERS = Registry(
+    "classifier",
+    [
+        Entry(
+            "timm:", "robench.zoo:timm_model", "a model of timm, as timm:NAME", facts={"extra": "timm"}, family="name"
+        ),
+        Entry(
+            "torchvision:",
+            "robench.zoo:torchvision_model",
+            "a model of torchvision, as torchvision:NAME",
+            facts={"extra": "-"},
+            family="name",
+        ),
+        Entry(
+            "hf:",
+            "robench.zoo:hub_model",
+            "a timm model on the Hugging Face Hub or in a folder laid out so, as hf:OWNER/NAME or hf:FOLDER",
+            facts={"extra": "timm"},
+            family="name",
+        ),
+        Entry(
+            "robustbench:",
+            "robench.zoo:robustbench_model",
+            "a model of RobustBench, as robustbench:NAME (@threat_model=Linf,dataset=cifar10)",
+            facts={"extra": "robustbench"},
+            family="name",
+        ),
+        Entry(
+            "torchscript:",
+            "robench.blackbox:torchscript_model",
+            "a TorchScript file as a black box, as torchscript:FILE",
+            facts={"extra": "-"},
+            family="file",
+        ),
+        Entry(
+            "onnx:",
+            "robench.blackbox:onnx_model",
+            "an ONNX file as a black box, as onnx:FILE",
+            facts={"extra": "onnx"},
+            family="file",
+        ),
+    ],
+)
+
+TRACKERS = Registry(
+    "tracker",
+    [
+        Entry(
+            "tensorboard",
+            "robench.trackers:TensorBoard",
+            "event files in the run's folder",
+            facts={"extra": "tensorboard"},
+        ),
+        Entry("wandb", "robench.trackers:WandB", "Weights & Biases (@project=NAME)", facts={"extra": "wandb"}),
+        Entry("mlflow", "robench.trackers:MLflow", "MLflow (@experiment=NAME)", facts={"extra": "mlflow"}),
     ],
 )

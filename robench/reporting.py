@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from robench import seeds
+from robench.bracket import interval
 from robench.caption import accuracy, caption
 from robench.diagnosis import Diagnosis
 from robench.doubt import DOUBTED, Doubts, doubts, marked, reasons, smoothing, suspicions, unreliable
@@ -101,13 +102,16 @@ class _Column:
         head: three levels.
         bits: by the digest of a checkpoint, which images are right; absent where not evaluated.
         asked: the attack, where the column is of a single one.
-        alone: digests of smoothed checkpoints whose attack here did not climb through the augmentations.
+        alone: digests of checkpoints whose number is in no comparison: smoothed, with an attack here that did not climb
+            through the augmentations, or known only to lie in an interval.
+        between: of the latter, the interval in words.
     """
 
     head: tuple[str, str, str]
     bits: Mapping[str, Sequence[bool]]
     asked: Column | None = None
     alone: frozenset[str] = frozenset()
+    between: Mapping[str, str] = field(default_factory=dict)
 
 
 def _white_box(
@@ -130,7 +134,10 @@ def _white_box(
     for i, subject in enumerate(subjects):
         own = [column[i] for column in grid]
         kin = next((each for each in several if subject in each), ())
-        cells = [ABSENT if bits is None else accuracy([bits], intervals) for bits in own]
+        cells = [
+            column.between.get(subject.sha256) or (ABSENT if bits is None else accuracy([bits], intervals))
+            for column, bits in zip(columns, own, strict=True)
+        ]
         bold |= {(len(rows), place + 3) for place in range(len(columns)) if (i, place) in found.wins}
         rows.append(
             (safe(subject.group), marked(subject, doubted), f"seed {subject.seed}" if kin else "1 seed", *cells)
@@ -178,12 +185,21 @@ def _columns(results: Sequence[Result], subjects: Sequence[Subject]) -> list[_Co
             own = [r for r in proven if not r.cell.source and (r.cell.attack, r.cell.threat) == (attack, threat)]
             bits = {r.cell.checkpoint: r.robust for r in own}
             blind = frozenset(r.cell.checkpoint for r in own if r.cell.inference and not r.cell.inference.adaptive)
-            made.append(_Column((*above, safe(attack)), bits, Column(attack, attack, threat), blind))
+            between = {r.cell.checkpoint: text for r in own if (text := _between(r))}
+            made.append(
+                _Column((*above, safe(attack)), bits, Column(attack, attack, threat), blind | between.keys(), between)
+            )
         if _several(results, threat):
             made.append(_Column((*above, "worst"), _worst(results, proven, subjects, threat)))
     if len(threats) > 1:
         made.append(_Column(("", "", "worst of all"), _worst(results, proven, subjects)))
     return made
+
+
+def _between(result: Result) -> str:
+    """Between what and what a robust accuracy lies that is known no better; empty for others."""
+    found, highest = interval(result), accuracy([result.robust])
+    return "" if found is None else f"{100 * found[0]:.{len(highest.partition('.')[2])}f} to {highest}"
 
 
 def ranked(grid: Sequence[Sequence[Sequence[bool] | None]], subjects: Sequence[Subject], doubted: Doubts) -> Ranking:

@@ -38,6 +38,7 @@ class Cell:
         count: how many there are.
         seed: of the attack's randomness, and of what `inference` draws.
         inference: how the checkpoint answers, where that is more than one look at the image.
+        precision: of the search; the verdict is float32 whatever it is.
     """
 
     checkpoint: str
@@ -50,6 +51,7 @@ class Cell:
     count: int
     seed: int
     inference: Inference | None = None
+    precision: str = "float32"
 
     @property
     def key(self) -> str:
@@ -58,10 +60,12 @@ class Cell:
 
 
 def _table(cell: Cell) -> dict[str, Any]:
-    """A cell as it is written and digested: one that looks once does not say so, as none did before there was a choice."""
+    """A cell as it is written and digested: what is as it was before there was a choice does not say so."""
     table: Any = plain(cell)
     if cell.inference is None:
         del table["inference"]
+    if cell.precision == "float32":
+        del table["precision"]
     found: dict[str, Any] = table
     return found
 
@@ -73,11 +77,12 @@ class Subject:
     Attributes:
         name: of the run.
         recipe: the recipe's name.
-        group: `supervised` or `self-supervised`.
+        group: `supervised`, `self-supervised`, or `outside` for a classifier that robench did not train.
         threat: what it was trained against, if anything.
         seed: of its training.
         dataset: the data set it is evaluated on.
         sha256: of its weights.
+        origin: of a classifier from elsewhere: the text that names it, its file of weights, how it normalises.
     """
 
     name: str
@@ -87,6 +92,7 @@ class Subject:
     seed: int
     dataset: str
     sha256: str
+    origin: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -234,6 +240,9 @@ def _sealed(record: Result | Failure) -> dict[str, Any]:
 def plain_record(record: Any) -> dict[str, Any]:
     """A dataclass with a field `cell` as a table, the cell as it is digested."""
     table: Any = plain(record)
+    for subject in filter(None, (table.get("subject"), table.get("source"))):
+        if not subject["origin"]:  # ours are written as they were before there were others
+            del subject["origin"]
     return {**table, "cell": _table(record.cell)}
 
 
@@ -304,6 +313,16 @@ def named(subject: Subject, inference: Inference | None) -> str:
 def column(attack: str, threat: ThreatModel) -> str:
     """How tables call an attack at a threat."""
     return f"{attack} {threat}"
+
+
+def asked(cell: Cell) -> str:
+    """The same for a cell, with the precision of its search where that is not the usual one."""
+    return column(searching(cell), cell.threat)
+
+
+def searching(cell: Cell) -> str:
+    """How tables call a cell's attack: in another precision it is another attack."""
+    return cell.attack if cell.precision == "float32" else f"{cell.attack} {cell.precision}"
 
 
 def safe(text: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ class Run:
         data_root: where data sets are kept.
         steps: stop each epoch after that many steps and each stage after one epoch (a smoke run); None for all.
         encoder: a checkpoint whose encoder to start from.
+        track: told the figures of every epoch; nothing depends on it.
+        compile: whether to compile the encoder, which moves rounding only.
     """
 
     recipe: Recipe
@@ -39,6 +41,8 @@ class Run:
     data_root: Path = Path("data")
     steps: int | None = None
     encoder: Checkpoint | None = None
+    track: Callable[[Mapping[str, Any]], None] = field(default=lambda row: None, compare=False)
+    compile: bool = False
 
     @property
     def identity(self) -> str:

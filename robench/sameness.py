@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from robench.registry import ATTACKS
-from robench.results import Failure, Result, Subject, named, safe
+from robench.results import Failure, Result, Subject, named, safe, searching
 from robench.spec import digest
 from robench.threat import Norm
 
@@ -30,7 +30,7 @@ def apart(records: Iterable[R]) -> list[R]:
     A checkpoint that answers in another way, such as smoothed, is a checkpoint of its own. An attack of which these records
     of the same images hold several versions, or several sets of options in one norm, is an attack for each.
     """
-    made = [_apart(record) if record.cell.inference else record for record in records]
+    made = [_searched(_apart(record) if record.cell.inference else record) for record in records]
     versions: dict[object, set[int]] = {}
     options: dict[object, list[dict[str, object]]] = {}
     for record in made:
@@ -38,6 +38,12 @@ def apart(records: Iterable[R]) -> list[R]:
         options.setdefault(_tuned(record), []).append(dict(record.cell.options))
     told = {key: _differing(several) for key, several in options.items()}
     return [_called(r, len(versions[_named(r)]) > 1, told[_tuned(r)]) for r in made]
+
+
+def _searched(record: R) -> R:
+    """A record whose attack is called by its precision, too, where that is not float32."""
+    cell = record.cell
+    return record if cell.precision == "float32" else replace(record, cell=replace(cell, attack=searching(cell)))
 
 
 def _named(record: Result | Failure) -> object:
@@ -109,8 +115,9 @@ def images_of(result: Result | Failure) -> tuple[str, str, int, int]:
 
 
 def ordered(subjects: Iterable[Subject]) -> list[Subject]:
-    """Supervised first; within a group those without a threat first, then by name."""
-    return sorted(subjects, key=lambda s: (s.group != "supervised", s.threat is not None, s.name, s.sha256))
+    """Supervised first, ours before those from outside; within a group those without a threat first, then by name."""
+    place = {"supervised": 0, "outside": 2}
+    return sorted(subjects, key=lambda s: (place.get(s.group, 1), s.threat is not None, s.name, s.sha256))
 
 
 def rank(attack: str) -> int:

@@ -68,12 +68,24 @@ def words(record: Result | Failure) -> str:
 def command(record: Result | Failure) -> str:
     """The command that evaluates this one cell again, into a folder of its own."""
     cell, subject = record.cell, record.subject
-    parts = ["robench", "evaluate", subject.name, "--attack", cell.attack, "--threat", str(cell.threat)]
+    parts = ["robench", "evaluate", *_named(subject), "--attack", cell.attack, "--threat", str(cell.threat)]
     parts += ["--source", record.source.name] if record.source else []
     parts += ["--dataset", subject.dataset, "--count", str(cell.count), "--seed", str(cell.seed)]
     if cell.inference:
         parts += ["--inference", "tsi", "--draws", str(cell.inference.draws), "--average", cell.inference.average]
     return shlex.join([*parts, "--results", "again"])
+
+
+def _named(subject: Subject) -> list[str]:
+    """How a command line names what was attacked."""
+    origin = subject.origin
+    if not origin:
+        return [subject.name]
+    parts = ["--model", origin["model"]]
+    for option in ("weights", "preprocess"):
+        parts += [f"--{option}", origin[option]] if option in origin else []
+    parts += ["--trained-against", str(subject.threat)] if subject.threat else []
+    return [*parts, "--name", subject.name]
 
 
 def _asked(record: Result | Failure) -> Iterator[tuple[str, str]]:
@@ -94,6 +106,10 @@ def _asked(record: Result | Failure) -> Iterator[tuple[str, str]]:
 
 
 def _who(subject: Subject) -> str:
+    if subject.origin:
+        told = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in sorted(subject.origin.items()))
+        known = f", trained against {subject.threat}" if subject.threat else ""
+        return f"{subject.name}, from outside ({told}){known}, digest {subject.sha256}"
     trained = f"against {subject.threat}" if subject.threat else "against no threat"
     return (
         f"{subject.name}, recipe {subject.recipe} ({subject.group}), trained {trained}, seed {subject.seed}, "

@@ -21,6 +21,7 @@ from robench.data import Images
 from robench.errors import CheckpointError, DataError
 from robench.models import Nets
 from robench.run import Run
+from robench.stepping import Stepper
 
 FORMAT = 2
 
@@ -64,7 +65,7 @@ def path_of(run: Run) -> Path:
     return run.folder / "state.pt"
 
 
-def save(run: Run, nets: Nets, optimiser: torch.optim.Optimizer, state: State, images: Images) -> None:
+def save(run: Run, nets: Nets, optimiser: Stepper, state: State, images: Images) -> None:
     """Write everything a resumed run needs, in one step, behind its SHA-256.
 
     Raises:

@@ -17,7 +17,7 @@ from rich.table import Column
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from robench.protocols import Monitor, Progress
+from robench.protocols import Monitor, Progress, unwatched
 from robench.reporting import Table
 from robench.results import safe
 
@@ -109,8 +109,11 @@ def _parts(table: Table, width: int) -> list[list[int]]:
 
 
 @contextmanager
-def watched() -> Iterator[Monitor]:
-    """A monitor that draws bars on a terminal, and elsewhere writes a line now and then."""
+def watched(quiet: bool = False) -> Iterator[Monitor]:
+    """A monitor that draws bars on a terminal, and elsewhere writes a line now and then; a quiet one shows nothing."""
+    if quiet:
+        yield unwatched
+        return
     if not sys.stderr.isatty():
         yield _lines()
         return

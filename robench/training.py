@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,8 +19,9 @@ from torch import Tensor, nn
 from robench import checkpoint, data, distributed, files, parallel, unlabelled
 from robench import state as states
 from robench.admission import check_extra, check_stages, pseudo_share
+from robench.arithmetic import Arithmetic, check_precision
 from robench.attacks.pgd import PGD
-from robench.augment import augment
+from robench.augment import as_float, augment
 from robench.checkpoint import Checkpoint
 from robench.data import Images, Split
 from robench.door import frozen
@@ -28,7 +30,6 @@ from robench.keeping import LOOK_EVERY, Health, Keeper, log
 from robench.methods import method_for
 from robench.models import Nets
 from robench.noise import ImageGenerator, seed_of
-from robench.optimiser import optimiser_for
 from robench.probe import probe
 from robench.protocols import Batch, Method, Moment, Monitor, Progress, unwatched
 from robench.provenance import provenance
@@ -36,6 +37,7 @@ from robench.recipe import Recipe, Stage
 from robench.run import Run, check_folder, clear, finished, holds, mark
 from robench.signals import Asked
 from robench.state import State
+from robench.stepping import Stepper
 from robench.threat import ThreatModel
 
 FULL = "full stage here"  # the progress value that tells how long a smoke run's stage would take in full
@@ -77,6 +79,7 @@ def train(run: Run, *, resume: bool = True, monitor: Monitor = unwatched, asked:
 
 
 def _train(run: Run, resume: bool, monitor: Monitor, asked: Asked, lock: ExitStack) -> Checkpoint:
+    check_precision(run.recipe, run.device)
     methods = [method_for(stage.method, stage.options) for stage in run.recipe.stage]
     check_extra(run, methods)
     images = data.load(run.recipe.dataset, Split.TRAIN, run.data_root)
@@ -106,7 +109,7 @@ def _train(run: Run, resume: bool, monitor: Monitor, asked: Asked, lock: ExitSta
         nets = _with_heads(run, nets, method, state, images)
         sets = chosen, few, held
         learning = [p for name in method.trains for p in nets.named(name).parameters()]
-        optimiser = optimiser_for(stage.optimiser, learning)
+        optimiser = Stepper(stage, nets, learning)
         if optimiser_state is not None:
             optimiser.load_state_dict(optimiser_state)
             optimiser_state = None
@@ -213,11 +216,13 @@ def _run_stage(
     `sets` are the images to train on, those of them whose labels may be read, and those held out; `learning` what moves.
     """
     kept, few, held = sets
-    state = keeper.state
+    state, optimiser = keeper.state, keeper.optimiser
     for parameter in nets.parameters():
         parameter.requires_grad_(False)
     for parameter in learning:
         parameter.requires_grad_(True)
+    trial = (min(stage.batch, len(kept)), *kept.shape) if run.compile else None
+    arithmetic = Arithmetic(nets, run.recipe, trial)
     if not getattr(method, "exact", False):
         method = parallel.shared(method, nets)
     epochs = 1 if run.steps else stage.epochs
@@ -228,19 +233,23 @@ def _run_stage(
             means = _solve(run, nets, stage, method, kept, state, monitor)
             taken = min(len(kept), run.steps * stage.batch) if run.steps else len(kept)
         else:
-            means = _run_epoch(run, nets, stage, method, kept, keeper, epochs, monitor)
+            with arithmetic.applied():
+                means = _run_epoch(run, nets, stage, method, kept, keeper, epochs, monitor)
             taken = (state.step - keeper.counted) * min(stage.batch, len(kept))
+        optimiser.after_epoch(state.epoch)
         state.epoch, state.step, state.totals, keeper.counted = state.epoch + 1, 0, {}, 0
         row: dict[str, Any] = {"stage": state.stage, "method": stage.method, "epoch": state.epoch, **means}
         last = state.epoch == epochs
         _seed(run, state)
+        optimiser.exchange()
         if held is not None and "head" in nets.parts:
             row |= validate(nets, held, run.recipe.threat if method.select == "robust" else None, seed=run.seed)
         if held is not None and "head" not in method.trains and _due(stage, state.epoch, last):
             row |= probe(nets, few.take(slice(8 * len(held))) if run.steps else few, held)
         keeper.account(taken)
         state.log.append(row)
-        reached = _reached(run, kept, state, row)
+        run.track(row)
+        reached = _reached(run, kept, state, row, arithmetic)
         score = row.get(f"validation {method.select}", None)
         if score is not None and score > state.best:
             state.best = score
@@ -249,11 +258,13 @@ def _run_stage(
         if last and distributed.leads():
             log(run, state)
             checkpoint.save(reached, nets)
+        optimiser.exchange()
         if (last and state.stage + 1 < len(run.recipe.stage)) or (not last and keeper.due):
             keeper.save()
+    optimiser.finish()
 
 
-def _reached(run: Run, kept: Images, state: State, row: Mapping[str, Any]) -> Checkpoint:
+def _reached(run: Run, kept: Images, state: State, row: Mapping[str, Any], arithmetic: Arithmetic) -> Checkpoint:
     """The checkpoint of an epoch that has just ended, before its weights are written."""
     return Checkpoint(
         folder=run.folder,
@@ -267,6 +278,7 @@ def _reached(run: Run, kept: Images, state: State, row: Mapping[str, Any]) -> Ch
         sha256="",
         metrics={key: value for key, value in row.items() if isinstance(value, float)},
         provenance=provenance(str(run.device), torch.get_num_threads())
+        | arithmetic.told
         | ({"processes": distributed.world()} if distributed.world() > 1 else {}),
         cost=(*_before(run), *state.cost),
     )
@@ -308,19 +320,13 @@ def _run_epoch(
     health = Health(run, stage, state)
     for step in range(start, taken):
         _seed(run, state)
-        batch = _batch(run, stage, method, kept, state, distributed.own(order[step]))
-        rate = stage.schedule.rate(state.epoch + (step + 1) / steps, stage.epochs)
-        for group in optimiser.param_groups:
-            group["lr"] = stage.optimiser.lr * rate
-        terms = method.terms(nets, batch, at)
-        measured = getattr(terms, "measured", {})
-        loss = torch.stack(list(terms.values())).sum()
-        health.note(loss)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-        for name, term in {**terms, **measured}.items():
-            state.totals[name] = state.totals.get(name, torch.zeros_like(term)) + term.detach()
+        parts = [
+            partial(_batch, run, stage, method, kept, state, ids)
+            for ids in distributed.own(order[step]).chunk(stage.accumulate)
+        ]
+        optimiser.rate(state.epoch + (step + 1) / steps)
+        for name, term in optimiser.step(method, nets, parts, at, health.note).items():
+            state.totals[name] = state.totals[name] + term if name in state.totals else term
         state.step = step + 1
         done = state.step - start
         if done == 1 < taken - start:
@@ -394,12 +400,12 @@ def _shown(state: State) -> dict[str, str]:
 def _batch(run: Run, stage: Stage, method: Method, kept: Images, state: State, ids: Tensor) -> Batch:
     """The views, labels and noise of some images at this epoch, whose numbers are those of `unlabelled.order`."""
     index = ids % len(kept)
-    x = kept.x(index)
+    x = kept.pixels[index]
     place = (run.seed, state.stage, state.epoch)
     views = tuple(
         augment(x, stage.augment, ImageGenerator(seed_of(*place, "view", number), ids, run.device))
         if view == "augmented"
-        else x
+        else as_float(x)
         for number, view in enumerate(method.views)
     )
     return Batch(views, kept.y[index], ImageGenerator(seed_of(*place, "attack"), ids, run.device))

@@ -25,6 +25,7 @@ from robench.outputs import STILL, Unrest, suspicious, unrest
 from robench.part import mean_note
 from robench.protocols import Attack, Classifier
 from robench.results import FLAG
+from robench.search import check_attack, searched
 
 PASSES = 20  # over which a model that answers differently each time is judged
 PROBED = 128  # images a probe looks at
@@ -84,12 +85,14 @@ class Probe:
         notes: what makes its numbers mean less than they seem to.
         findings: the same, each with the indicator of `indicators` it belongs to, or an empty one.
         unrest: how its answers to the same images differ.
+        entangled: whether an image's logits depend on the other images of its batch.
     """
 
     randomised: bool
     notes: tuple[str, ...]
     findings: tuple[tuple[str, str], ...] = ()
     unrest: Unrest = STILL
+    entangled: bool = False
 
 
 def evaluate(
@@ -103,6 +106,7 @@ def evaluate(
     ids: Tensor | None = None,
     batch: int = 500,
     source: Classifier | None = None,
+    precision: str = "float32",
 ) -> tuple[Verdict, Crafted]:
     """Probe, attack and judge a classifier.
 
@@ -116,25 +120,71 @@ def evaluate(
         ids: a number for each image, to which its randomness belongs; 0 to n - 1 when None.
         batch: the most images at once.
         source: craft on this model and judge on the other (transfer).
+        precision: of a white-box search on networks of `robench.models`; the verdict is float32 whatever it is.
 
     Raises:
+        UsageError: if the attack or the model cannot be searched in that precision.
         DataError: for images or labels no evaluation can use.
         AttackError: if the model or the attack breaks its contract.
     """
     check_images(x, y, classes)
+    if torch.is_inference_mode_enabled():  # which no gradient passes, so outside it, with tensors from outside it
+        with torch.inference_mode(False):
+            return evaluate(
+                model, attack, x.clone(), y.clone(), classes=classes, seed=seed, ids=ids, batch=batch, source=source
+            )
     x, target = x.detach(), as_module(model)
+    if any(weight.is_inference() for weight in target.parameters()):
+        raise AttackError(
+            "the model's weights were made inside torch.inference_mode, so no gradient passes them: load it outside"
+        )
     ids = torch.arange(len(x), device=x.device) if ids is None else ids.to(x.device)
     with frozen(target), guarded(seed), exact():
         found = probe(target, x, y, classes, batch)
         refuse_randomised(attack, found)
         clean = right(Door(target, classes, batch), x, y, found.randomised)
-    attacked = target if source is None else as_module(source)
     which = clean if source is None else torch.ones_like(clean)
-    crafted = craft(Door(attacked, classes, batch), attack, x, y, which, ids=ids, seed=seed)
+    if source is None:
+        door = white_box(target, attack, x, found, classes, batch, precision=precision)
+    else:
+        door = Door(as_module(source), classes, batch)
+    crafted = craft(door, attack, x, y, which, ids=ids, seed=seed)
     with frozen(target), guarded(seed), exact():
         verdict = judge(Door(target, classes, batch), attack, x, y, clean, crafted.adv, found)
     finds: Callable[..., Iterable[str]] = getattr(attack, "finds", lambda left, count: ())
     return verdict, replace(crafted, notes=(*crafted.notes, *finds(crafted.left, int(which.sum()))))
+
+
+def white_box(
+    model: nn.Module,
+    attack: Attack,
+    x: Tensor,
+    found: Probe,
+    classes: int,
+    batch: int,
+    watch: Callable[[Door], None] | None = None,
+    precision: str = "float32",
+) -> Door:
+    """The door a white-box attack gets: to a twin that is faster where that is exact up to rounding, else to the model.
+
+    Args:
+        model: under attack.
+        attack: which must confirm what it stops on, for a twin.
+        x: images of its data set, (n, ...).
+        found: what a probe of the model showed.
+        classes: how many logits there are.
+        batch: the most images at once.
+        watch: as in `Door`.
+        precision: of the search.
+
+    Raises:
+        UsageError: if that precision is not possible here.
+    """
+    check_attack(attack, type(attack).__name__, precision)
+    alone = not (found.randomised or found.entangled)
+    if getattr(attack, "confirms", False):
+        model = searched(model, x, precision, plain=not alone)
+    return Door(model, classes, batch, watch, exits=alone)
 
 
 def probe(model: nn.Module, x: Tensor, y: Tensor, classes: int, batch: int = 500) -> Probe:
@@ -167,11 +217,12 @@ def probe(model: nn.Module, x: Tensor, y: Tensor, classes: int, batch: int = 500
         return Probe(True, (said,), (("G13", said),), seen)
     found: list[tuple[str, str]] = []
     reach = logits.abs().amax().item()
-    if any((each - logits[:16]).abs().max().item() > 1e-3 * reach for each in others):
+    entangled = any((each - logits[:16]).abs().max().item() > 1e-3 * reach for each in others)
+    if entangled:
         found.append(("", "an image's logits depend on the other images of its batch"))
     found += [("G15", text)] if (text := suspicious(logits)) else []
     found += _gradients(door, x, y)
-    return Probe(False, tuple(dict.fromkeys(f"{FLAG}{text}" for _, text in found)), tuple(found), seen)
+    return Probe(False, tuple(dict.fromkeys(f"{FLAG}{text}" for _, text in found)), tuple(found), seen, entangled)
 
 
 def _first_pass(door: Door, x: Tensor) -> Tensor:

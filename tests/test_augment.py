@@ -1,5 +1,6 @@
 """Augmentation: torchvision's arithmetic with torchvision's parameters, and draws that belong to the image."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as reference
 
@@ -42,7 +44,62 @@ def one_by_one(operation: Callable[..., Tensor], x: Tensor, values: Tensor) -> T
 def test_colours_change_as_in_torchvision(name: str, channels: int, factors: list[float], seed: int) -> None:
     x, factor = images(len(factors), channels, seed=seed), torch.tensor(factors)
     expected = one_by_one(getattr(reference, f"adjust_{name}"), x, factor)
-    assert (getattr(augment, name)(x, factor) - expected).abs().max() <= 2e-6
+    which = ("brightness", "contrast", "saturation").index(name)
+    factors_of_all = torch.ones(len(x), 3)
+    factors_of_all[:, which] = factor
+    order = torch.tensor([3, 2, 1, 0]).expand(len(x), 4)
+    colours = augment.Colours.ordered(factors_of_all, torch.zeros(len(x)), order, channels)
+    assert (colours.of(x) - (x if channels == 1 and which == 2 else expected)).abs().max() <= 2e-6
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("order", list(itertools.permutations(range(4))), ids=str)
+def test_colours_come_in_the_order_of_the_image(order: tuple[int, ...], channels: int) -> None:
+    x, generator = images(6, channels), torch.Generator().manual_seed(sum(o * 4**i for i, o in enumerate(order)))
+    factor = 0.6 + 0.8 * torch.rand(6, 3, generator=generator)
+    turn = torch.rand(6, generator=generator) - 0.5
+    colours = augment.Colours.ordered(factor, turn, torch.tensor(order).expand(6, 4), channels)
+    expected = x
+    names = ("brightness", "contrast", "saturation", "hue")
+    for which in order if channels == 3 else [o for o in order if o < 2]:
+        values = turn if which == 3 else factor[:, which]
+        expected = one_by_one(getattr(reference, f"adjust_{names[which]}"), expected, values)
+    assert (colours.of(x) - expected).abs().max() <= 1e-5
+    if channels == 3:  # only its own blends, where the place of the hue is known
+        assert torch.equal(colours.of(x, order.index(3)), colours.of(x))
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_views_of_many_images_are_those_of_few(spec: Augment) -> None:
+    # many are sorted by what they want, on a CPU
+    x = images(5 * augment.CACHED)
+    many = augment.augment(x, spec, ImageGenerator(0, range(len(x))))
+    few = [augment.augment(x[i : i + 10], spec, ImageGenerator(0, range(i, i + 10))) for i in range(0, len(x), 10)]
+    assert torch.equal(many, torch.cat(few))
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_bytes_give_the_views_of_their_floats(spec: Augment) -> None:
+    pixels = torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    views = [
+        augment.augment(x, spec, ImageGenerator(0, range(40))) for x in (pixels, pixels.to(torch.float32).div(255))
+    ]
+    assert torch.equal(*views)
+
+
+def test_views_ask_the_device_nothing() -> None:
+    # a tensor without data, as a device that has not computed yet: whoever asks it for a number fails
+    class Far(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            name = function.overloadpacket.__name__
+            assert name not in ("_local_scalar_dense", "item", "nonzero", "masked_select", "unique2"), name
+            return function(*args, **(kwargs or {}))
+
+    x = images(8)
+    x.requires_grad_()  # on a CPU, where asking costs nothing, images in a graph go the way of other devices
+    with Far():
+        for spec in SPECS:
+            augment.augment(x, spec, ImageGenerator(0, range(8)))
 
 
 def test_grey_is_torchvisions() -> None:
@@ -173,7 +230,7 @@ def test_crops_have_the_areas_and_shapes_asked_for() -> None:
     n, area = 500, 0.3
     across = torch.linspace(0, 1, 32).expand(n, 1, 32, 32)
     x = torch.cat([across, across.mT], 1)
-    view = augment.resized_crop(x, area, ImageGenerator(0, range(n)))
+    view = augment.crop_resize(x, *augment.box(x, area, ImageGenerator(0, range(n))))
     wide = (view[:, 0, 16, 20] - view[:, 0, 16, 12]) * 31 * 4
     high = (view[:, 1, 20, 16] - view[:, 1, 12, 16]) * 31 * 4
     share, ratio = wide * high / 32**2, wide / high

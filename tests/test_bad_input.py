@@ -306,6 +306,22 @@ def test_a_randomised_model_is_judged_over_many_passes(attack: str) -> None:
 
 
 @every_attack
+def test_inference_mode_around_an_evaluation_changes_nothing(attack: str) -> None:
+    usual, model = plain(attack), trained()
+    with torch.inference_mode():
+        found = run(model, attack)
+    assert torch.equal(found.robust, usual.robust)
+    assert found.notes == usual.notes
+
+
+def test_weights_from_inside_inference_mode_are_named() -> None:
+    with torch.inference_mode():
+        model = network(10)
+    with pytest.raises(AttackError, match=r"weights were made inside torch\.inference_mode.*load it outside"):
+        run(model, "pgd-20")
+
+
+@every_attack
 def test_a_model_in_train_mode_is_attacked_in_eval_mode(attack: str) -> None:
     model = network(10)
     model.load_state_dict(trained().state_dict())

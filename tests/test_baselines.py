@@ -56,7 +56,7 @@ def test_every_protocol_goes_on_from_the_encoder_its_recipe_names(protocol: str,
 def test_every_row_of_table_1_has_a_recipe_for_each_data_set_and_network(name: str, suffix: str) -> None:
     found, base = recipe.load(name + suffix), recipe.load(name)
     assert (found.dataset, found.model) == SUFFIXES[suffix]
-    same: dict[str, Any] = {"name": "", "summary": "", "dataset": "", "model": "", "published": ()}
+    same: dict[str, Any] = {"name": "same", "summary": "", "dataset": "", "model": "", "published": ()}
     assert dataclasses.replace(found, **{**same, "dataset": "digits", "model": "cnn"}) == dataclasses.replace(
         base, **{**same, "dataset": "digits", "model": "cnn"}
     )

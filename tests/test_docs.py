@@ -2,19 +2,32 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import pytest
 
+from robench.cli import cli
 from robench.listing import listing
 from robench.registry import ATTACKS
 from robench.rendering.markdown import markdown
 from robench.reporting import Table
-from robench.testing import LAWS, cases_for, check_attack
+from robench.testing import (
+    LAWS,
+    cases_for,
+    check_attack,
+    check_dataset,
+    check_method,
+    check_model,
+    dataset,
+    method,
+    model,
+)
 
 README = Path(__file__).parent.parent / "README.md"
 DEMO = README.parent / "results" / "reference" / "demo"
@@ -67,6 +80,73 @@ def test_the_example_attack_obeys_the_laws(tmp_path: Path) -> None:
     laws = [law for law in LAWS if law != "I7"]  # ten random points are a floor, not a search
     outcome = check_attack(attack, cases_for(attack)[::4], laws)
     assert set(outcome.values()) == {"obeyed"}
+
+
+EXTENDING = PAGE.parent / "extending.md"
+
+
+def laws() -> str:
+    """What methods, data sets and models are held to."""
+    every = {**method.LAWS, **dataset.LAWS, **model.LAWS}
+    rows = tuple(("", law, (demand.__doc__ or "").splitlines()[0]) for law, demand in every.items())
+    return markdown([Table("Laws", (("law", "what it demands"),), rows)])
+
+
+def test_the_laws_are_listed() -> None:
+    text, made = EXTENDING.read_text(), laws()
+    pattern = r"(?<=<!-- laws -->\n).*?(?=<!-- /laws -->)"
+    if "RENEW_GOLDEN" in os.environ:
+        EXTENDING.write_text(re.sub(pattern, lambda _: made, text, flags=re.DOTALL))
+    assert re.search(pattern, EXTENDING.read_text(), re.DOTALL)[0] == made  # type: ignore[index]
+
+
+def test_the_example_plug_ins_obey_the_laws(tmp_path: Path, run_cli: Callable[..., tuple[int, str, str]]) -> None:
+    found = dict(re.findall(r"<!-- (my_\w+\.py) -->\n```python\n(.*?)```", EXTENDING.read_text(), re.DOTALL))
+    for name, text in found.items():
+        (tmp_path / name).write_text(text)
+    assert set(found) == {"my_methods.py", "my_data.py", "my_models.py"}
+    check_method(f"{tmp_path}/my_methods.py:Smooth")
+    check_dataset(f"{tmp_path}/my_data.py:stripes", tmp_path)
+    check_model(f"{tmp_path}/my_models.py:net", shape=(1, 8, 8))
+    line = f"train standard-digits --dataset {tmp_path}/my_data.py:stripes --model {tmp_path}/my_models.py:net --smoke"
+    settings = (
+        "--set",
+        f"stage.0.method={tmp_path}/my_methods.py:Smooth",
+        "--set",
+        "validation=100",
+        "--out",
+        tmp_path / "a",
+    )
+    code, _, err = run_cli(*line.split(), *settings)
+    assert code == 0, err
+
+
+def test_the_python_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    found = re.search(r"<!-- python -->\n```python\n(.*?)```", (PAGE.parent / "python.md").read_text(), re.DOTALL)
+    assert found is not None
+    exec(found[1], {"__name__": "example"})
+    assert "White-box accuracy, digits, 100 test images" in capsys.readouterr().out
+
+
+def commands() -> list[str]:
+    """Every line of a code block of README and docs that calls robench."""
+    pages = [README, *sorted(PAGE.parent.glob("*.md"))]
+    blocks = [block for page in pages for block in re.findall(r"```(?:\w*)\n(.*?)```", page.read_text(), re.DOTALL)]
+    lines = [
+        line for block in blocks for line in re.sub(r"\\\n", " ", block).splitlines() if line.startswith("robench ")
+    ]
+    return list(dict.fromkeys(lines))
+
+
+@pytest.mark.parametrize("line", commands())
+def test_every_command_is_one(line: str) -> None:
+    """Commands, options and values are known; what they name need not be there."""
+    context, words = (
+        click.Context(cli, info_name="robench"),
+        shlex.split(re.split(r" >>? ", line)[0], comments=True)[1:],
+    )
+    command = cli.commands[words[0]]
+    command.make_context(words[0], words[1:], parent=context)
 
 
 def test_the_agreement_table_is_what_is_kept() -> None:

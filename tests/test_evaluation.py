@@ -247,11 +247,18 @@ def test_robust_means_clean_and_the_ball_is_kept(
 
 
 def test_passes_are_counted(engine: Engine, standard: Checkpoint) -> None:
-    found = evaluated(engine, standard, "pgd-5")
+    found = evaluated(engine, standard, "pgd-5", ThreatModel.parse("linf-0.0001"))
     right = sum(found.clean)
-    # the clean pass, five steps and the last look at each image worth attacking, and the verdict
-    assert found.forwards == COUNT + 6 * right + COUNT
+    assert found.robust == found.clean  # so that none leaves early
+    # the clean pass, five steps of each image worth attacking, and the verdict, which is the last look
+    assert found.forwards == COUNT + 5 * right + COUNT
     assert found.backwards == 5 * right
+
+
+def test_broken_images_are_left_alone(engine: Engine, standard: Checkpoint) -> None:
+    found = evaluated(engine, standard, "pgd-20")
+    assert sum(found.robust) < sum(found.clean)
+    assert found.backwards < 20 * sum(found.clean)
 
 
 def test_training_helps_against_what_it_saw(engine: Engine, standard: Checkpoint, robust: Checkpoint) -> None:
@@ -600,3 +607,37 @@ def test_a_run_within_its_last_stage_is_refused(engine: Engine, tmp_path: Path, 
 
 def test_a_finished_run_is_ready(standard: Checkpoint) -> None:
     assert unready(standard) == ""
+
+
+def test_an_ensemble_says_whom_it_does_not_attack(standard: Checkpoint, robust: Checkpoint) -> None:
+    said: list[str] = []
+    engine = Engine(CPU, tell=said.append)
+    both = [[standard, robust]]
+    assert not engine.plan([standard], attacks=["pgd-5"], threats=[LINF], sources=both, count=COUNT)
+    assert said == [f"{standard.name} is a member of pgd-at-digits+standard-digits, so it is no target of it"]
+
+
+def test_a_source_that_answers_differently_is_told(
+    standard: Checkpoint, robust: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(CPU)
+    (job,) = engine.plan([robust], attacks=["pgd-5"], threats=[LINF], sources=[standard], count=COUNT)
+    plain = engine.evaluate(job)
+    loaded, dice = engine.loaded, torch.Generator().manual_seed(0)
+
+    def noisy(checkpoint: Checkpoint) -> torch.nn.Module:
+        nets = loaded(checkpoint)
+        if checkpoint.sha256 != standard.sha256:
+            return nets
+        restless = torch.nn.Sequential(nets)
+        restless.register_forward_hook(lambda _m, _x, out: out + torch.randn(out.shape, generator=dice))
+        return restless
+
+    engine = Engine(CPU)
+    monkeypatch.setattr(engine, "loaded", noisy)
+    found = engine.evaluate(job)
+    assert isinstance(plain, Result)
+    assert isinstance(found, Result)
+    told = f"on {standard.name}: {standard.name} answers differently each time, so a transfer from it is one of many"
+    assert told in found.notes
+    assert told not in plain.notes

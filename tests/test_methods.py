@@ -571,3 +571,88 @@ def test_an_exact_head_has_no_gradient_left() -> None:
     assert max(p.grad.abs().max() for p in head.parameters()) < 1e-6  # weights are stored in float32
     assert found["ce"] == pytest.approx(loss.item(), rel=1e-5)
     assert found["gradient"] <= 1e-7
+
+
+def climbed(nets: Nets, x: Tensor, y: Tensor) -> Tensor:
+    """The sign of the gradient of the cross-entropy in eval mode."""
+    nets.eval()
+    x = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(cross_entropy(nets(x), y).sum(), x)
+    return gradient.sign()
+
+
+def test_fgsm_rs_is_its_formula() -> None:
+    method, nets = made("fgsm-rs")
+    batch = batch_for(method)
+    (x,) = batch.views
+    eta = random_start(x, LINF, batch_for(method).generator) - x
+    delta = (eta + 1.25 * LINF.eps * climbed(nets, x + eta, batch.y)).clamp(-LINF.eps, LINF.eps)
+    expected = (x + delta).clamp(0, 1)
+    adv = method.craft(nets, batch_for(method), AT)
+    assert ((adv - expected).abs() < 1e-6).float().mean() > 0.99  # where the gradient is not zero up to rounding
+    assert norm_of(adv - x, LINF.norm).max() <= LINF.eps * (1 + 1e-5)
+    loss = cross_entropy(nets(adv), batch.y).mean()
+    assert method.terms(nets, batch_for(method), AT)["ce"].item() == pytest.approx(loss.item(), rel=1e-6)
+
+
+def test_n_fgsm_is_its_formula_and_leaves_the_ball() -> None:
+    method, nets = made("n-fgsm", noise=3.0, step=0.5)
+    batch = batch_for(method)
+    (x,) = batch.views
+    noisy = random_start(x, ThreatModel(LINF.norm, 3 * LINF.eps), batch_for(method).generator)
+    expected = (noisy + 0.5 * LINF.eps * climbed(nets, noisy, batch.y)).clamp(0, 1)
+    adv = method.craft(nets, batch_for(method), AT)
+    assert ((adv - expected).abs() < 1e-6).float().mean() > 0.99
+    far = norm_of(adv - x, LINF.norm)
+    assert (far > LINF.eps).all()
+    assert far.max() <= 3.5 * LINF.eps * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("threat", ["linf-1", "l2-1", "l1-4"])
+@pytest.mark.parametrize("name", ["fgsm-rs", "n-fgsm"])
+def test_one_step_methods_train_in_every_norm(name: str, threat: str) -> None:
+    method, nets = made(name)
+    adv = method.craft(nets, batch_for(method), Moment(0, 1, ThreatModel.parse(threat)))
+    assert adv.isfinite().all()
+    assert adv.min() >= 0
+    assert adv.max() <= 1
+
+
+SUPERVISED = ("standard", "pgd-at", "fgsm-rs", "n-fgsm", "trades", "linear", "robust-linear", *FINETUNES)
+
+
+@pytest.mark.parametrize("name", SUPERVISED)
+def test_smoothing_spreads_its_share_over_all_classes(name: str) -> None:
+    losses = []
+    for smoothing in (0.0, 0.25, 0.5):
+        method, nets = made(name, smoothing=smoothing)
+        losses.append(method.terms(nets, batch_for(method), AT)["ce"].item())
+    assert losses[1] == pytest.approx((losses[0] + losses[2]) / 2, rel=1e-5)  # linear in the share
+    assert losses[0] != losses[2]
+
+
+def test_a_smoothed_target_is_what_it_says() -> None:
+    logits, y = torch.randn(5, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 3, 0])
+    target = 0.2 / 4 + 0.8 * torch.nn.functional.one_hot(y, 4)
+    expected = -(target * logits.log_softmax(1)).sum(1)
+    assert (cross_entropy(logits, y, 0.2) - expected).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("standard", {"smoothing": 1.0}, "smoothing must be"),
+        ("pgd-at", {"smoothing": -0.1}, "smoothing must be"),
+        ("rst", {"smoothing": 2.0}, "smoothing must be"),
+        ("linear", {"solver": "exact", "smoothing": 0.1}, "is for solver"),
+        ("fgsm-rs", {"step": 0.0}, "step must be"),
+        ("n-fgsm", {"noise": 0.0}, "noise must be"),
+        ("n-fgsm", {"attack_bn": "both"}, "'both' is not one of"),
+    ],
+    ids=str,
+)
+def test_one_step_methods_and_smoothing_refuse_what_means_nothing(
+    name: str, options: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(UsageError, match=expected):
+        method_for(name, options)

@@ -98,7 +98,7 @@ def test_optimisers_are_found_by_name() -> None:
     assert sgd.param_groups[0]["nesterov"]
 
 
-@pytest.mark.parametrize("name", ["constant", "cosine", "step"])
+@pytest.mark.parametrize("name", ["constant", "cosine", "step", "one-cycle"])
 def test_every_schedule_warms_up_in_a_line(name: str) -> None:
     schedule = Schedule(name=name, warmup=5, drops=(20,))  # type: ignore[arg-type]
     assert [schedule.rate(epoch, 30) for epoch in (0, 1, 2.5)] == [0, 0.2, 0.5]
@@ -118,6 +118,15 @@ def test_step_drops_at_its_epochs() -> None:
     schedule = Schedule(name="step", drops=(10, 15), factor=0.1)
     rates = [schedule.rate(epoch, 20) for epoch in (0, 9.99, 10, 14.9, 15, 20)]
     assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_one_cycle_is_a_triangle() -> None:
+    schedule = Schedule(name="one-cycle", warmup=12)
+    rates = [schedule.rate(epoch, 30) for epoch in (0, 6, 12, 21, 30)]
+    assert rates == pytest.approx([0, 0.5, 1, 0.5, 0])
+    assert schedule.rate(30.5, 30) == 0
+    with pytest.raises(UsageError, match="needs a warmup"):
+        Schedule(name="one-cycle")
 
 
 def test_constant_stays() -> None:

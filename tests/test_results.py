@@ -165,6 +165,7 @@ OTHERS: dict[str, Any] = {
     "count": 12,
     "seed": 1,
     "inference": Inference(draws=10),
+    "precision": "bfloat16",
 }
 
 
@@ -186,8 +187,18 @@ def test_the_key_is_the_same_on_every_machine() -> None:
 def test_a_cell_that_looks_once_is_written_as_before_there_was_inference(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.put(result())
-    assert "inference" not in json.loads(store.path(CELL).read_text())["cell"]
+    written = json.loads(store.path(CELL).read_text())["cell"]
+    assert not {"inference", "precision"} & set(written)
     assert CELL.inference is None
+
+
+def test_a_search_in_another_precision_comes_back(tmp_path: Path) -> None:
+    store, cell = Store(tmp_path), replace(CELL, precision="float16")
+    store.put(replace(result(), cell=cell))
+    found = store.get(cell)
+    assert found is not None
+    assert found.cell == cell
+    assert store.get(CELL) is None
 
 
 @pytest.mark.parametrize(

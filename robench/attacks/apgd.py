@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
+from robench.door import fooled
 from robench.errors import UsageError
 from robench.geometry import norm_of, per_image, project
 from robench.losses import LOSSES, dlr_targeted, few_classes
@@ -51,6 +52,8 @@ class APGD:
         pixels, as in the paper; the reference code counts those that its start moved, to which rounding adds hundreds.
         Averages over `draws` decide success, not the last one.
     """
+
+    confirms: ClassVar[bool] = True
 
     threat: ThreatModel
     steps: int = 100
@@ -105,6 +108,8 @@ class APGDT:
 
     Source: Croce & Hein 2020, section 4.2.
     """
+
+    confirms: ClassVar[bool] = True
 
     threat: ThreatModel
     steps: int = 100
@@ -237,20 +242,20 @@ def _phase(
                 each = objective(logits, ids)
                 gradient = gradient if last else gradient + torch.autograd.grad(each.sum(), adv)[0]
             logits_sum, values = logits_sum + logits.detach(), values + each.detach() / draws
-        return logits_sum.argmax(1) != y[ids], values, gradient
+        return fooled(model, adv, logits_sum, y[ids]), values, gradient
 
     schedule = _sparse if threat.norm is Norm.L1 else _halving
-    fooled, now, gradient = look(start, ids)
+    broke, now, gradient = look(start, ids)
     state = _begin(x, start, now, gradient, level, threat, fresh)
     check, every = 0, _first_check(threat, steps)
     for i in range(steps + 1):
         if i:
             state["adv"], state["old"] = _step(state, threat, first=i == 1), state["adv"]
-            fooled, now, gradient = look(state["adv"], ids, last=i == steps)
+            broke, now, gradient = look(state["adv"], ids, last=i == steps)
             _note(state, now, None if i == steps else gradient)
-        found[ids[fooled]], broken[ids[fooled]] = state["adv"][fooled], True
-        if early_stop and bool(fooled.any()):
-            ids, state = ids[~fooled], {key: rows[~fooled] for key, rows in state.items()}
+        found[ids[broke]], broken[ids[broke]] = state["adv"][broke], True
+        if early_stop and bool(broke.any()):
+            ids, state = ids[~broke], {key: rows[~broke] for key, rows in state.items()}
             if not len(ids):
                 break
         if i and i == check + every:

@@ -37,6 +37,7 @@ def ascend(
     steps: int,
     step: float,
     momentum: float = 0.0,
+    stay: Callable[[], Tensor | None] = lambda: None,
 ) -> Tensor:
     """Climb an objective inside a threat: steepest step, then projection, `steps` times.
 
@@ -52,9 +53,12 @@ def ascend(
         steps: how many steps.
         step: the length of a step as a fraction of eps.
         momentum: how much of the direction so far enters the next.
+        stay: asked after each look, gives a mask of the images to go on with, (n,), or None for all; the objective is then
+            asked about those alone.
 
     Returns:
-        The last iterate, detached. Every earlier iterate has been through the objective; the last has not.
+        The last iterate of the images that stayed, detached. Every earlier iterate has been through the objective; the
+        last has not.
 
     Source: Madry et al. 2018, eq. 2.1; with momentum Dong et al. 2018, eq. 6 to 8.
     """
@@ -64,6 +68,11 @@ def ascend(
         adv.requires_grad_()
         with torch.enable_grad():
             (gradient,) = torch.autograd.grad(objective(adv).sum(), adv)
+        rows = stay()
+        if rows is not None:
+            adv, x, gradient, direction = adv[rows], x[rows], gradient[rows], direction[rows]
+            if not len(adv):
+                break
         with torch.no_grad():
             if momentum:
                 size = gradient.abs().flatten(1).mean(1).clamp_min(torch.finfo(gradient.dtype).tiny)

@@ -13,7 +13,7 @@ from robench.attacks.apgd import APGD, APGDT
 from robench.attacks.fab import FAB
 from robench.attacks.reference import NEEDS, run_reference
 from robench.attacks.square import Square
-from robench.door import Door
+from robench.door import Door, fooled
 from robench.errors import UsageError
 from robench.geometry import exact_norm, inside
 from robench.noise import branch
@@ -67,6 +67,11 @@ class AutoAttack:
     def randomised(self) -> bool:
         """Whether it is fit for models that answer differently each time."""
         return self.version == "rand"
+
+    @property
+    def confirms(self) -> bool:
+        """Whether what its members stop on is confirmed in float32."""
+        return self.backend == "engine" and not self.randomised
 
     @property
     def separable(self) -> bool:
@@ -128,23 +133,9 @@ class AutoAttack:
                 seed=generator.initial_seed(),
                 batch_size=self.batch_size,
             )
-        door = model if isinstance(model, Door) else None
         found = x.clone()
-        left = torch.arange(len(x), device=x.device)
-        for name, member in self.members().items():
-
-            def run(part: Tensor, name: str = name, member: Attack = member) -> Tensor:
-                return member(model, x[part], y[part], generator=branch(generator, name, index=part))
-
-            if not len(left):
-                break
-            adv = door.each(run, left) if door else run(left)
-            broken = inside(exact_norm(adv, x[left], self.threat.norm), self.threat) & self._fooled(model, adv, y[left])
-            found[left[broken]] = adv[broken]
-            left = left[~broken]
-            if door:
-                door.left[name] = len(left)
-                door.say(f"left after {', '.join(f'{name} {count}' for name, count in door.left.items())}")
+        every = torch.arange(len(x), device=x.device)
+        in_turn(self.members(), model, x, y, found, every, generator, draws=DRAWS if self.randomised else 1)
         return found
 
     def finds(self, left: Mapping[str, int], attacked: int) -> list[str]:
@@ -162,8 +153,47 @@ class AutoAttack:
             before -= broken
         return []
 
-    def _fooled(self, model: Classifier, adv: Tensor, y: Tensor) -> Tensor:
-        """Which images fool the model; over averaged passes where it answers differently each time."""
+
+def in_turn(
+    members: Mapping[str, Attack],
+    model: Classifier,
+    x: Tensor,
+    y: Tensor,
+    found: Tensor,
+    left: Tensor,
+    generator: torch.Generator,
+    draws: int = 1,
+) -> Tensor:
+    """Run attacks in their order, each on the images its predecessors left.
+
+    Args:
+        members: the attacks by name, all at one threat.
+        model: maps images to logits.
+        x: clean images, (n, ...).
+        y: labels, (n,).
+        found: what is returned for each image, (n, ...); the broken ones are put in.
+        left: the numbers of the images to attack.
+        generator: the source of randomness, of which each member gets a branch of its own.
+        draws: passes averaged when a member's images are looked at.
+
+    Returns:
+        The numbers of the images that none broke.
+    """
+    door = model if isinstance(model, Door) else None
+    for name, member in members.items():
+
+        def run(part: Tensor, name: str = name, member: Attack = member) -> Tensor:
+            return member(model, x[part], y[part], generator=branch(generator, name, index=part))
+
+        if not len(left):
+            break
+        adv, threat = door.each(run, left) if door else run(left), member.threat
         with torch.no_grad():
-            logits = torch.stack([model(adv) for _ in range(DRAWS if self.randomised else 1)]).mean(0)
-        return logits.argmax(1) != y
+            logits = torch.stack([model(adv) for _ in range(draws)]).mean(0)
+        broken = inside(exact_norm(adv, x[left], threat.norm), threat) & fooled(model, adv, logits, y[left])
+        found[left[broken]] = adv[broken]
+        left = left[~broken]
+        if door:
+            door.left[name] = len(left)
+            door.say(f"left after {', '.join(f'{name} {count}' for name, count in door.left.items())}")
+    return left

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from robench.door import confirmed, fooled
 from robench.errors import UsageError
 from robench.geometry import norm_of, per_image
 from robench.noise import branch, normal, uniform
@@ -68,6 +69,11 @@ class FAB:
                 f"1, and search ({self.search}) at least 0"
             )
 
+    @property
+    def confirms(self) -> bool:
+        """Whether what ends it is confirmed: its smallest perturbations are not, only what fools within eps."""
+        return self.early_stop and self.search == 0
+
     def cost(self, classes: int) -> tuple[int, int]:
         """The most forward and backward passes for an image."""
         walks = self.restarts * self._aims(classes)
@@ -84,7 +90,7 @@ class FAB:
         with torch.no_grad():
             logits = model(x)
             others = logits.scatter(1, y[:, None], torch.inf).argsort(dim=1, descending=True, stable=True)[:, 1:]
-            todo = (logits.argmax(1) == y).nonzero().squeeze(1)
+            todo = (~fooled(model, x, logits, y)).nonzero().squeeze(1)
             found, size = x.clone(), torch.full_like(x.flatten(1)[:, 0], torch.inf)
             for rank, restart in product(range(self._aims(logits.shape[1])), range(self.restarts)):
                 if not len(todo):
@@ -119,12 +125,16 @@ class FAB:
         for _ in range(self.steps):
             value, gradient = nearest_boundary(model, at, y, aims, self.threat.norm)
             at = _step(at, x, value, gradient, self.threat.norm)
-            fooled = model(at).argmax(1) != y
+            beyond = model(at).argmax(1) != y
             length = norm_of(at - x, self.threat.norm)
-            better = fooled & (length < size[todo])
+            counts = beyond
+            if self.early_stop:  # what is within eps ends the walk; anything further only turns it back
+                near = beyond & (length <= self.threat.eps)
+                counts = (beyond & ~near) | confirmed(model, at, y, near)
+            better = counts & (length < size[todo])
             found[todo] = torch.where(per_image(better, x), at, found[todo])
             size[todo] = torch.where(better, length, size[todo])
-            at = torch.where(per_image(fooled, x), x + RETREAT * (at - x), at)
+            at = torch.where(per_image(beyond, x), x + RETREAT * (at - x), at)
             if self.early_stop:
                 stay = size[todo] > self.threat.eps
                 if not stay.all():

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from robench.attacks.ascent import ascend, default_step
+from robench.door import Door, fooled
 from robench.errors import UsageError
 from robench.geometry import per_image, project, random_start
 from robench.losses import LOSSES, few_classes, log_odds
@@ -24,6 +25,8 @@ class FGSM:
 
     Source: Goodfellow et al. 2015, section 4; for l2 and l1 the same step in the other norm.
     """
+
+    confirms: ClassVar[bool] = True  # it never stops
 
     threat: ThreatModel
 
@@ -47,7 +50,8 @@ class PGD:
     a short climb finds less.
 
     An image is returned at its latest iterate that fools the model, and at its last iterate if none does. So white-box
-    success counts any iterate, and what a transfer sees is (nearly always) the end of the climb.
+    success counts any iterate, and what a transfer sees is (nearly always) the end of the climb. Behind a door that lets
+    broken images go (`Door.exits`) they are returned as soon as they fool the model; the last iterate is then left to the judge.
 
     Attributes:
         steps: steps per restart.
@@ -99,6 +103,11 @@ class PGD:
         """Whether it is fit for models that answer differently each time."""
         return self.draws > 1
 
+    @property
+    def confirms(self) -> bool:
+        """Whether what it stops on is confirmed in float32."""
+        return self.draws == 1
+
     def cost(self, classes: int) -> tuple[int, int]:
         """The most forward and backward passes for an image."""
         return (self.steps + 1) * self.restarts * self.draws, self.steps * self.restarts * self.draws
@@ -115,22 +124,28 @@ class PGD:
             if not len(todo):
                 break
             noise = branch(generator, "restart", restart, index=todo)
-            found[todo], broken = self._climb(model, x[todo], y[todo], noise)
+            final = restart == self.restarts - 1
+            found[todo], broken = self._climb(model, x[todo], y[todo], noise, final)
             todo = todo[~broken]
         return found
 
-    def _climb(self, model: Classifier, x: Tensor, y: Tensor, noise: torch.Generator) -> tuple[Tensor, Tensor]:
-        """One restart: the images it ends with, and which of them fool the model."""
+    def _climb(
+        self, model: Classifier, x: Tensor, y: Tensor, noise: torch.Generator, final: bool
+    ) -> tuple[Tensor, Tensor]:
+        """One restart: the images it ends with, and which of them are known to fool the model."""
         loss = LOSSES[self.loss]
         wide = ThreatModel(Norm.L1, 3 * self.threat.eps) if self.threat.norm is Norm.L1 else self.threat
         before = self.steps // 2 if wide != self.threat else 0
         steps = self.steps - before
         step = self.step if self.step is not None else default_step(steps)
 
+        exits = isinstance(model, Door) and model.exits
+        ids = torch.arange(len(x), device=x.device)
+
         def look(adv: Tensor) -> tuple[Tensor, Tensor]:
             """Logits and loss, as means over the draws."""
             each = [model(adv) for _ in range(self.draws)]
-            return torch.stack(each).mean(0), torch.stack([loss(logits, y) for logits in each]).mean(0)
+            return torch.stack(each).mean(0), torch.stack([loss(logits, y[ids]) for logits in each]).mean(0)
 
         adv = random_start(x, wide, noise) if self.random_start else x
         if self.threat.norm is Norm.L2:
@@ -143,12 +158,23 @@ class PGD:
 
         def objective(adv: Tensor) -> Tensor:
             logits, value = look(adv)
-            fooled = logits.detach().argmax(1) != y
-            kept[fooled] = adv.detach()[fooled]
-            broken.logical_or_(fooled)
+            now = fooled(model, adv, logits, y[ids])
+            kept[ids[now]] = adv.detach()[now]
+            broken[ids[now]] = True
             return value
 
-        last = ascend(objective, x, start, self.threat, steps=steps, step=step, momentum=self.momentum)
-        with torch.no_grad():
-            objective(last)
-        return torch.where(per_image(broken, x), kept, last), broken
+        def stay() -> Tensor | None:
+            nonlocal ids
+            rows = ~broken[ids]
+            if not exits or bool(rows.all()):
+                return None
+            ids = ids[rows]
+            return rows
+
+        last = ascend(objective, x, start, self.threat, steps=steps, step=step, momentum=self.momentum, stay=stay)
+        if len(ids) and not (exits and final):
+            with torch.no_grad():
+                objective(last)
+        still = ~broken[ids]
+        kept[ids[still]] = last[still]
+        return kept, broken

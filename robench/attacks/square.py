@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from robench.door import fooled
 from robench.errors import UsageError
 from robench.geometry import norm_of, per_image, project
 from robench.losses import margin
@@ -45,6 +47,8 @@ class Square:
         Images smaller than five pixels are tiled with single pixels.
     """
 
+    confirms: ClassVar[bool] = True
+
     threat: ThreatModel
     queries: int = 5000
     restarts: int = 1
@@ -69,7 +73,7 @@ class Square:
         """Perturb a batch."""
         found = x.clone()
         highest = torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
-        todo = (model(x).argmax(1) == y).nonzero().squeeze(1)
+        todo = (~fooled(model, x, model(x), y)).nonzero().squeeze(1)
         for restart in range(self.restarts):
             if not len(todo):
                 break
@@ -84,7 +88,7 @@ class Square:
         """One restart: the images it ends with, the margins by which they fool the model, and whether they do."""
         adv = _start(x, self.threat, branch(noise, "start"))
         logits = model(adv)
-        value, broken = margin(logits, y), logits.argmax(1) != y
+        value, broken = margin(logits, y), fooled(model, adv, logits, y)
         ids = (~broken).nonzero().squeeze(1)
         for query in range(self.queries):
             if not len(ids):
@@ -96,13 +100,13 @@ class Square:
             here, clean, labels = adv[ids], x[ids], y[ids]
             tried = _try(here, clean, self.threat, self._size(query, x), self.edge, draws[:, query % AT_ONCE])
             logits = model(tried)
-            now, fooled = margin(logits, labels), logits.argmax(1) != labels
-            better = fooled | (now > value[ids])
+            now, broke = margin(logits, labels), fooled(model, tried, logits, labels)
+            better = broke | (now > value[ids])
             adv[ids] = torch.where(per_image(better, x), tried, here)
             value[ids] = torch.where(better, now, value[ids])
-            if bool(fooled.any()):
-                broken[ids[fooled]] = True
-                ids, draws = ids[~fooled], draws[~fooled]
+            if bool(broke.any()):
+                broken[ids[broke]] = True
+                ids, draws = ids[~broke], draws[~broke]
         return adv, value, broken
 
     def _size(self, query: int, x: Tensor) -> int:

@@ -9,8 +9,11 @@ from collections.abc import Sequence
 import click
 
 from robench import __version__
+from robench.cli.checking import check
 from robench.cli.compare import compare
+from robench.cli.environment import completion, doctor
 from robench.cli.evaluation import demo, diagnose, evaluate
+from robench.cli.exporting import export
 from robench.cli.launching import status
 from robench.cli.record import features, list_, show
 from robench.cli.report import plot, report, verify
@@ -39,7 +42,25 @@ def cli(traceback: bool) -> None:
     """  # noqa: D301 (to click the escape means: keep these lines)
 
 
-for command in (train, evaluate, status, sweep, report, compare, plot, verify, show, diagnose, features, list_, demo):
+for command in (
+    train,
+    evaluate,
+    status,
+    sweep,
+    report,
+    compare,
+    plot,
+    verify,
+    show,
+    diagnose,
+    features,
+    list_,
+    demo,
+    export,
+    check,
+    doctor,
+    completion,
+):
     cli.add_command(command)
 
 

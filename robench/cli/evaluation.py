@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from robench import __version__
+from robench.cli import naming
 from robench.cli.asked import Asked
 from robench.cli.launching import Launcher, launched, order
 from robench.cli.option import (
@@ -20,28 +21,42 @@ from robench.cli.option import (
     device_option,
     results_option,
     torch_device,
+    track_option,
 )
+from robench.cli.outside import Outside, outside
 from robench.cli.report import print_report
-from robench.cli.telling import finish, show_tables, tell
+from robench.cli.telling import finish, show_tables, tell, tell_gates
 from robench.errors import UsageError
 from robench.threat import ThreatModel
 
 if TYPE_CHECKING:
     from robench.checkpoint import Checkpoint
     from robench.evaluation import Engine
+    from robench.gates import Judgement
     from robench.inference import Inference
     from robench.job import Job
     from robench.launch import Launch, Piece
     from robench.launching import Order
+    from robench.protocols import Target
     from robench.results import Failure, Result, Store
     from robench.suite import Suite
 
 
 @click.command(short_help="Attack checkpoints: checkpoints/ -> results/")
-@click.argument("checkpoint", nargs=-1)
-@click.option("--attack", "attacks", multiple=True, help="An attack: robench list attacks. May repeat.")
+@click.argument("checkpoint", nargs=-1, shell_complete=naming.checkpoints)
 @click.option(
-    "--suite", "suites", multiple=True, help="The columns of a paper's table: robench list suites. May repeat."
+    "--attack",
+    "attacks",
+    multiple=True,
+    help="An attack: robench list attacks. May repeat.",
+    shell_complete=naming.attacks,
+)
+@click.option(
+    "--suite",
+    "suites",
+    multiple=True,
+    help="The columns of a paper's table: robench list suites. May repeat.",
+    shell_complete=naming.suites,
 )
 @click.option("--threat", "threats", multiple=True, type=Threat(), help="linf-8/255, l2-0.5, l1-12. May repeat.")
 @click.option(
@@ -52,7 +67,7 @@ if TYPE_CHECKING:
     help="Craft on this one (transfer), on several as one ensemble: A+B, or on each that is evaluated: all. May repeat.",
 )
 @click.option("--count", type=int, help="The first COUNT test images; all by default.")
-@click.option("--dataset", help="Evaluate on another data set than the one trained on.")
+@click.option("--dataset", help="Evaluate on another data set than the one trained on.", shell_complete=naming.datasets)
 @click.option(
     "--inference",
     help="tsi: predict from many random augmentations (tsi@area=0.5,hue=0 for others than the recipe's). Attack it by "
@@ -62,6 +77,26 @@ if TYPE_CHECKING:
 @click.option("--average", help="For --inference tsi: probabilities (the default) or votes.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of the attacks.")
 @click.option("--batch", type=click.IntRange(min=1), default=500, show_default=True, help="Images at once.")
+@click.option(
+    "--fail-under",
+    "thresholds",
+    multiple=True,
+    metavar="ATTACK=PERCENT",
+    help="Exit code 1 when an accuracy is lower: autoattack=45, clean=80. May repeat.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout; all else is on stderr.")
+@track_option
+@click.option("--quiet", is_flag=True, help="No progress and no line for each cell; failures and thresholds are said.")
+@outside
+@click.option(
+    "--precision",
+    type=Choice(["float32", "float16", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="Of white-box searches. What they find counts only if it fools the model in float32; another precision is another "
+    "cell.",
+)
+@click.option("--plan", is_flag=True, help="Show the cells, with passes and hours at most, and attack nothing.")
 @launched
 @compute
 @results_option
@@ -80,39 +115,57 @@ def evaluate(
     average: str | None,
     seed: int,
     batch: int,
+    thresholds: Sequence[str],
+    as_json: bool,
+    trackers: Sequence[str],
+    quiet: bool,
+    outside: Outside,
+    precision: str,
+    plan: bool,
     launcher: Launcher,
     where: Where,
     results: Path,
 ) -> None:
     """Attack CHECKPOINTs (all under checkpoints/ by default) and store a result per cell.
 
-    Cells that are there already are skipped. Exit code 1 when a cell failed; the others still ran. A suite attacks the
-    last epoch, as its paper does, unless a name ends in @best.
+    With --model it attacks a classifier from elsewhere, and checkpoints beside it only if they are named. Cells that are
+    there already are skipped. Exit code 1 when a cell failed (the others still ran) or an accuracy is below --fail-under. A
+    suite attacks the last epoch, as its paper does, unless a name ends in @best.
 
     --launcher hands the work to several processes and watches them; robench status says how far they are.
     """
-    from robench import launch
+    from robench import gates, launch
     from robench.files import check_writable
     from robench.registry import ATTACKS
 
     for attack in attacks:
         ATTACKS.entry(attack)
     wanted = _suites(suites, attacks, threats, sources, draws)
+    if wanted and precision != "float32":
+        raise UsageError(f"--precision {precision} goes with --attack; suite {wanted[0].name} is a table in float32")
     answers = _inference(inference, draws, average)
     handed = order(launcher, context)
     mine = launch.task(launcher.task) if launcher.task else None
-    check_writable(results)
+    tried = [*attacks, *(column.attack for suite in wanted for column in suite.columns)]
+    limits = [gates.parse(text, tried) for text in thresholds]
+    outside.check()
+    if not plan:
+        check_writable(results)
 
     from robench.evaluation import Engine, plan_suite
     from robench.results import Store, safe
     from robench.signals import terminating
     from robench.terminal import say, watched
+    from robench.trackers import result_row, trackers_for, tracking
 
-    with watched() as monitor, terminating():
+    kept = trackers_for(trackers)
+    with watched(quiet) as monitor, terminating():
         engine = Engine(where.device, where.data_root, batch, monitor, lambda text: say(safe(text)))
+        foreign = outside.opened(engine, dataset, quiet)
+        others: list[Target] = [foreign] if foreign else []
         jobs: list[Job] = []
         if attacks:
-            targets = _targets(checkpoint, where.checkpoints)
+            targets = [*others, *(_targets(checkpoint, where.checkpoints) if checkpoint or not foreign else [])]
             jobs += engine.plan(
                 targets,
                 attacks=attacks,
@@ -122,9 +175,11 @@ def evaluate(
                 seed=seed,
                 dataset=dataset,
                 inference=answers,
+                precision=precision,
             )
         if wanted:
-            targets = _targets(checkpoint, where.checkpoints, last=True)
+            named_ones = _targets(checkpoint, where.checkpoints, last=True) if checkpoint or not foreign else []
+            targets = [*others, *named_ones]
             roles = any(suite.roles for suite in wanted)
             named = [text for text in sources if text != "all"]
             candidates = _targets(named, where.checkpoints, last=True, quiet=True) if roles else []
@@ -144,9 +199,39 @@ def evaluate(
                 f"--source {' --source '.join(sources)} leaves nothing to do: no checkpoint is its own target; "
                 "name another to attack, or leave --source away for a white-box attack"
             )
-        ran = _ran(engine, list({job.cell.key: job for job in jobs}.values()), Store(results), handed, mine)
-        told = tell(ran)
-    finish(told, results)
+        wanted_jobs = list({job.cell.key: job for job in jobs}.values())
+        if plan:
+            from robench.planning import table
+
+            made = table(engine, wanted_jobs, Store(results))
+        else:
+            told = tell(_ran(engine, wanted_jobs, Store(results), handed, mine), quiet)
+    if plan:
+        show_tables([made], "terminal")
+        return
+    judged = gates.judged(limits, [record for record, _ in told])
+    with tracking(kept, results.resolve().name, results, {"attacks": " ".join(tried), "seed": seed}) as rows:
+        for record, _ in told:
+            rows(result_row(record))
+    if as_json:
+        click.echo(_document(told, judged), nl=False)
+    missed = tell_gates(judged, quiet)
+    finish(told, results, quiet=quiet, missed=missed)
+
+
+def _document(told: Sequence[tuple[Result | Failure, bool]], judged: Sequence[Judgement]) -> str:
+    """What `--json` prints: tables, cells and failures as `robench report --format json` has them, and the thresholds."""
+    import json
+
+    from robench import reporting
+    from robench.rendering.json import json as rendered
+    from robench.spec import plain
+
+    records = [record for record, _ in told]
+    found = json.loads(rendered(reporting.tables(records, intervals=True), records))
+    found["new"] = [record.cell.key for record, there in told if not there]
+    found["thresholds"] = [plain(each) for each in judged]
+    return json.dumps(found, indent=1, allow_nan=False) + "\n"
 
 
 def _ran(
@@ -180,27 +265,31 @@ def _ran(
 
 
 @click.command(short_help="Look for signs of masked gradients: indicators G1 to G16.")
-@click.argument("checkpoint")
+@click.argument("checkpoint", required=False, shell_complete=naming.checkpoints)
 @click.option("--threat", type=Threat(), help="By default what the checkpoint was trained against.")
 @click.option("--source", "sources", multiple=True, metavar="CHECKPOINT", help="A surrogate for transfer. May repeat.")
 @click.option("--count", type=click.IntRange(min=1), help="The first COUNT test images; 256 by default, if there are.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
 @click.option("--corners", type=click.IntRange(min=1), default=200, show_default=True, help="Random corners G16 tries.")
 @click.option("--format", "form", type=Choice(["terminal", "markdown"]), default="terminal", show_default=True)
+@click.option("--dataset", help="For --model: whose test images; cifar10 unless named.")
+@outside
 @compute
 @results_option
 def diagnose(
-    checkpoint: str,
+    checkpoint: str | None,
     threat: ThreatModel | None,
     sources: Sequence[str],
     count: int | None,
     seed: int,
     corners: int,
     form: str,
+    dataset: str | None,
+    outside: Outside,
     where: Where,
     results: Path,
 ) -> None:
-    """Look for signs that the attacks on a CHECKPOINT fail for a reason other than robustness.
+    """Look for signs that the attacks on a CHECKPOINT (or a --model) fail for a reason other than robustness.
 
     Passing every indicator does not prove robustness. Exit code 1 when one fails.
     """
@@ -208,6 +297,11 @@ def diagnose(
     from robench.checkpoint import open_checkpoint
     from robench.files import check_writable
 
+    if (checkpoint is None) == (outside.model is None):
+        raise UsageError("name one CHECKPOINT, or a classifier from elsewhere by --model")
+    if dataset and outside.model is None:
+        raise UsageError("--dataset goes with --model; a checkpoint is looked at on the data set it was trained on")
+    outside.check()
     check_writable(results)
 
     from robench.evaluation import Engine
@@ -215,7 +309,9 @@ def diagnose(
 
     engine = Engine(where.device, where.data_root)
     others = [open_checkpoint(text, where.checkpoints) for text in sources]
-    target = open_checkpoint(checkpoint, where.checkpoints)
+    target: Target | None = outside.opened(engine, dataset)
+    if target is None:
+        target = open_checkpoint(checkpoint or "", where.checkpoints)
     made = diagnosed(engine, target, threat=threat, sources=others, count=count, seed=seed, corners=corners)
     from robench.reporting import diagnosis_table
 
@@ -304,7 +400,6 @@ def _targets(names: Sequence[str], root: Path, *, last: bool = False, quiet: boo
         UsageError: if there is nothing.
     """
     from robench.checkpoint import open_checkpoint, runs
-    from robench.evaluation import unready
     from robench.terminal import say
 
     def opened(name: str) -> Checkpoint:
@@ -315,10 +410,10 @@ def _targets(names: Sequence[str], root: Path, *, last: bool = False, quiet: boo
     if names:
         return [opened(name) for name in names]
     every = [opened(str(folder)) for folder in runs(root)]
-    reasons = list(filter(None, map(unready, every)))
+    reasons = list(filter(None, (each.unready for each in every)))
     for reason in reasons if not quiet else []:
         say(f"left out: {reason}")
-    targets = [each for each in every if not unready(each)]
+    targets = [each for each in every if not each.unready]
     if not targets and not quiet:
         raise UsageError(f"there are no checkpoints to evaluate in {root}: robench train rocl, or robench demo")
     return targets
@@ -328,7 +423,7 @@ def _has_last(checkpoint: Checkpoint) -> bool:
     return (checkpoint.folder / "last.json").is_file()
 
 
-def _sources(text: str, targets: Sequence[Checkpoint], root: Path) -> list[list[Checkpoint]]:
+def _sources(text: str, targets: Sequence[Target], root: Path) -> list[list[Target]]:
     """What `--source` names: one checkpoint, several joined by plus signs as one ensemble, or each target (`all`)."""
     from robench.checkpoint import open_checkpoint
 

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from robench.launching import Order
 
 F = TypeVar("F", bound=Callable[..., Any])
-OWN = ("launcher", "jobs", "settings", "minutes", "poll", "task")  # options that a process of a launch is not given
+OWN = (  # options that a process of a launch is not given
+    *("launcher", "jobs", "settings", "minutes", "poll", "task"),
+    *("thresholds", "as_json", "trackers", "quiet", "plan"),
+)
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ def order(given: Launcher, context: click.Context) -> Order | None:
     threads = _threads(given, context)
 
     def task(path: Path, number: int, checkpoints: Sequence[str]) -> Task:
-        names = list(context.params["checkpoint"]) if "all" in context.params["sources"] else checkpoints
+        names = list(context.params["checkpoint"]) if "all" in context.params["sources"] else filter(None, checkpoints)
         return Task(
             ("evaluate", *names, *options(context), *threads, "--task", f"{path.resolve()}:{number}"), str(Path.cwd())
         )

@@ -61,6 +61,13 @@ data_option = click.option(
     show_envvar=True,
     help="Where data sets are kept, or downloaded to.",
 )
+track_option = click.option(
+    "--track",
+    "trackers",
+    multiple=True,
+    metavar="NAME",
+    help="Send figures to a tracker too: tensorboard, wandb, mlflow (robench list trackers). May repeat.",
+)
 device_option = click.option("--device", type=Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
 threads_option = click.option(
     "--threads",

@@ -12,7 +12,9 @@ from robench.errors import UsageError
 from robench.threat import ThreatModel
 
 if TYPE_CHECKING:
-    from robench.results import Result
+    from robench.data import Images
+    from robench.protocols import Target
+    from robench.results import Result, Subject
 
 
 @click.command(short_help="Explain one result.")
@@ -54,14 +56,14 @@ def show(
 def _draw(record: Result, count: int, out: Path | None, results: Path | None, where: Where) -> None:
     """Write the pictures of a record to a file, beside the results or both, and say whether they are what it says."""
     from robench import exhibits, pictures
-    from robench.checkpoint import at_hand
     from robench.evaluation import Engine
     from robench.files import write
     from robench.terminal import say
 
     parts = record.cell.source.split("+") if record.cell.source else []
-    checkpoint, *sources = [at_hand(sha256, where.checkpoints) for sha256 in (record.cell.checkpoint, *parts)]
     loaded = Engine(where.device, where.data_root).images(record.subject.dataset, record.cell.count)
+    checkpoint = _again(record.cell.checkpoint, record.subject, loaded, where.checkpoints)
+    sources = [_again(sha256, record.source, loaded, where.checkpoints) for sha256 in parts]
     made = pictures.again(record, checkpoint, sources, loaded, count)
     if out is not None:
         write(out, pictures.grid(made.clean, made.adv))
@@ -74,6 +76,28 @@ def _draw(record: Result, count: int, out: Path | None, results: Path | None, wh
         say(f"NOT broken again: {told}; another device or version can do that, or a wrong record")
         raise SystemExit(1)
     say("all of them are broken again, as the record says")
+
+
+def _again(sha256: str, subject: Subject | None, images: Images, root: Path) -> Target:
+    """What a record speaks of, opened again: a checkpoint by its digest, a classifier from elsewhere by what named it.
+
+    Raises:
+        UsageError: if what has that name now is another.
+    """
+    from robench.checkpoint import at_hand
+    from robench.foreign import open_foreign
+
+    origin = subject.origin if subject is not None else {}
+    if not origin:
+        return at_hand(sha256, root)
+    stored = Path(origin["weights"]) if "weights" in origin else None
+    made = open_foreign(origin["model"], images, stored=stored, preprocess=origin.get("preprocess", ""))
+    if made.sha256 != sha256:
+        raise UsageError(
+            f"{origin['model']} is not what it was: its digest is {made.sha256[:12]}, the record's {sha256[:12]}. Restore its "
+            "code and weights"
+        )
+    return made
 
 
 @click.command(short_help="Lay out an encoder's features, clean and adversarial, in two dimensions.")
@@ -121,7 +145,12 @@ def features(
 
 
 @click.command("list")
-@click.argument("what", type=Choice(["methods", "attacks", "datasets", "models", "recipes", "results", "suites"]))
+@click.argument(
+    "what",
+    type=Choice(
+        ["methods", "attacks", "datasets", "models", "classifiers", "trackers", "recipes", "results", "suites"]
+    ),
+)
 @click.option("--format", "form", type=Choice(["terminal", "markdown"]), default="terminal", show_default=True)
 @results_option
 def list_(what: str, form: str, results: Path) -> None:

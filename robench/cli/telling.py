@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from robench.gates import Judgement
     from robench.job import Job
     from robench.reporting import Table
     from robench.results import Failure, Result
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 def tell(ran: Iterable[tuple[Job, Result | Failure, bool]], quiet: bool = False) -> list[tuple[Result | Failure, bool]]:
     """Say what each cell gave, as it comes."""
-    from robench.results import Failure, column, named, safe
+    from robench.results import Failure, asked, named, safe
     from robench.terminal import say
 
     told = []
@@ -24,7 +25,7 @@ def tell(ran: Iterable[tuple[Job, Result | Failure, bool]], quiet: bool = False)
         told.append((record, there))
         via = f" from {record.source.name}" if record.source else ""
         name = named(record.subject, record.cell.inference)
-        what = f"{name}{via}: {column(record.cell.attack, record.cell.threat)}"
+        what = f"{name}{via}: {asked(record.cell)}"
         if isinstance(record, Failure):
             say(f"FAILED  {what}: {safe(record.reason)}")
         elif not quiet:
@@ -38,8 +39,21 @@ def tell(ran: Iterable[tuple[Job, Result | Failure, bool]], quiet: bool = False)
     return told
 
 
-def finish(told: Sequence[tuple[Result | Failure, bool]], results: Path) -> None:
-    """The summary of an evaluation, what its numbers suggest, and its exit code."""
+def tell_gates(judged: Sequence[Judgement], quiet: bool = False) -> int:
+    """Say which thresholds were met; how many were not."""
+    from robench.results import safe
+    from robench.terminal import say
+
+    for each in judged:
+        if not (quiet and each.passed):
+            say(safe(each.text))
+    return sum(not each.passed for each in judged)
+
+
+def finish(
+    told: Sequence[tuple[Result | Failure, bool]], results: Path, *, quiet: bool = False, missed: int = 0
+) -> None:
+    """The summary of an evaluation, what its numbers suggest, and its exit code: 1 for a failed cell or a missed threshold."""
     from robench.reporting import apart, suspicions
     from robench.results import FLAG, Failure, Result, safe
     from robench.terminal import say
@@ -51,8 +65,9 @@ def finish(told: Sequence[tuple[Result | Failure, bool]], results: Path) -> None
 
     skipped = sum(there for _, there in told)
     failed = sum(isinstance(record, Failure) for record, _ in told)
-    say(f"{len(told)} cells: {len(told) - skipped - failed} new, {skipped} already in {results}, {failed} failed")
-    if failed:
+    if not quiet:
+        say(f"{len(told)} cells: {len(told) - skipped - failed} new, {skipped} already in {results}, {failed} failed")
+    if failed or missed:
         raise SystemExit(1)
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from robench.cli.option import Choice, Threat, Where, compute, results_option
+from robench.cli import naming
+from robench.cli.option import Choice, Threat, Where, compute, results_option, track_option
 from robench.cli.telling import finish, show_tables, tell
 from robench.spec import assignment
 from robench.threat import ThreatModel
@@ -26,16 +28,24 @@ SMOKE_BATCH = 16
 
 
 @click.command(short_help="Train a recipe: recipe -> checkpoints/")
-@click.argument("recipe")
+@click.argument("recipe", shell_complete=naming.recipes)
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a recipe value: stage.0.epochs=2")
-@click.option("--dataset", help="Train on another data set: robench list datasets")
+@click.option("--dataset", help="Train on another data set: robench list datasets", shell_complete=naming.datasets)
 @click.option(
     "--resize", type=click.IntRange(min=1), metavar="N", help="Make the images NxN, as an encoder wants them."
 )
-@click.option("--model", help="Train another encoder: robench list models")
+@click.option("--model", help="Train another encoder: robench list models", shell_complete=naming.encoders)
 @click.option("--encoder", metavar="CHECKPOINT", help="Start from the encoder of a trained checkpoint.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
 @compute
+@click.option(
+    "--precision",
+    type=Choice(["float32", "bfloat16"]),
+    help="Of the encoder's arithmetic in training; by default the recipe's, float32.",
+)
+@click.option(
+    "--compile/--no-compile", "compiled", default=False, help="Compile the encoder; pays in long runs on a GPU."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder; by default checkpoints/RECIPE.")
 @click.option(
     "--resume/--restart",
@@ -43,6 +53,7 @@ SMOKE_BATCH = 16
     show_default=True,
     help="Go on with what an interrupted run has left, or begin again without it.",
 )
+@track_option
 @click.option(
     "--smoke", is_flag=True, help=f"{SMOKE_STEPS} steps of {SMOKE_BATCH} images a stage, and what a full run takes."
 )
@@ -55,8 +66,11 @@ def train(
     encoder: str | None,
     seed: int,
     where: Where,
+    precision: str | None,
+    compiled: bool,
     out: Path | None,
     resume: bool,
+    trackers: Sequence[str],
     smoke: bool,
 ) -> None:
     """Train a RECIPE: a name from `robench list recipes`, or the path of a TOML file.
@@ -72,6 +86,7 @@ def train(
     pairs += [("dataset", dataset)] if dataset else []
     pairs += [("resize", resize)] if resize else []
     pairs += [("model", model)] if model else []
+    pairs += [("precision", precision)] if precision else []
     wanted = recipes.load(recipe, pairs)
     words = re.sub(r"[^\w.-]+", "-", dataset or "")
     suffix = ("-smoke" if smoke else "") + (f"-seed{seed}" if seed else "")
@@ -81,7 +96,7 @@ def train(
     from robench import distributed
 
     with distributed.joined(lambda: where.device) as device:
-        _train(wanted, folder, seed, device, where, encoder, resume, smoke)
+        _train(wanted, folder, seed, device, where, encoder, resume, smoke, compiled, trackers)
 
 
 def _train(
@@ -93,6 +108,8 @@ def _train(
     encoder: str | None,
     resume: bool,
     smoke: bool,
+    compiled: bool,
+    trackers: Sequence[str],
 ) -> None:
     """Train, in one process or as one of several, of which only the first talks."""
     from robench import distributed, training
@@ -100,10 +117,13 @@ def _train(
     from robench.protocols import Progress, unheard, unwatched
     from robench.run import Run
     from robench.signals import listening
+    from robench.spec import plain
     from robench.terminal import say as said
     from robench.terminal import watched
+    from robench.trackers import flat, trackers_for, tracking
 
     say = said if distributed.leads() else unheard
+    kept = trackers_for(trackers) if distributed.leads() else []
     run = Run(
         recipe=training.smoke(wanted, SMOKE_BATCH) if smoke else wanted,
         folder=folder,
@@ -112,6 +132,7 @@ def _train(
         data_root=where.data_root,
         steps=SMOKE_STEPS if smoke else None,
         encoder=open_checkpoint(encoder, where.checkpoints) if encoder else None,
+        compile=compiled,
     )
     stages = " then ".join(stage.method for stage in wanted.stage)
     say(
@@ -120,13 +141,20 @@ def _train(
     if distributed.leads():
         _tell_start(run, resume)
     latest: dict[str, Progress] = {}
-    with watched() if distributed.leads() else nullcontext(unwatched) as monitor, listening() as asked:
+    told = tracking(kept, folder.name, folder, flat(plain(run.recipe)))
+    with (
+        watched() if distributed.leads() else nullcontext(unwatched) as monitor,
+        listening() as asked,
+        told as rows,
+    ):
 
         def both(progress: Progress) -> None:
             latest[progress.task] = progress
             monitor(progress)
 
-        made = training.train(run, resume=resume, monitor=both, asked=asked)
+        made = training.train(replace(run, track=rows), resume=resume, monitor=both, asked=asked)
+    if "failed" in (outcome := str(made.provenance.get("compile", ""))):
+        say(f"--compile {outcome}; trained without")
     if smoke:
         times = [progress.values[training.FULL] for progress in latest.values()]
         say(f"a full run would take here about {' + '.join(times)}; this one was {SMOKE_STEPS} small steps a stage")
@@ -157,7 +185,7 @@ def _tell_start(run: Run, resume: bool) -> None:
 
 
 @click.command(short_help="Train and attack a grid of recipes: one table of settings")
-@click.argument("recipe")
+@click.argument("recipe", shell_complete=naming.recipes)
 @click.option(
     "--set",
     "settings",

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from robench.errors import DataError, UsageError
+from robench.errors import DataError, RobenchError, UsageError
 from robench.noise import permutation, seed_of
+from robench.pixels import checked_size, labels_of, pixels_of, resized, stacked
 from robench.registry import DATASETS
 
 
@@ -96,7 +98,7 @@ def load(name: str, split: Split, root: Path) -> Images:
     """One part of a data set.
 
     Args:
-        name: a registered name, `imagefolder:PATH` or `module:function`; `@resize=32` makes the images 32x32.
+        name: a registered name, a family such as `folder:PATH`, or `my.py:function`; `@resize=32` makes the images 32x32.
         split: `train` (with the validation images still inside, see `hold_out`) or `test`.
         root: the folder where downloads are kept.
 
@@ -107,30 +109,95 @@ def load(name: str, split: Split, root: Path) -> Images:
     entry = DATASETS.entry(name)
     loader = DATASETS.load(entry)
     options = dict(entry.options)
-    size = options.pop("resize", None)
-    images: Images = loader(split=split, root=root, **options)
+    size = options.get("resize")
+    if size is not None:
+        checked_size(size)
+    images = as_images(_called(loader, entry.name, split, root, options), entry.name, split)
     pixels = images.pixels if size is None else resized(images.pixels, size)
     return Images(entry.name, split, pixels, images.y, images.classes)
 
 
-def resized(pixels: Tensor, size: object) -> Tensor:
-    """Square images of a size in pixels, by bilinear interpolation with antialiasing, uint8 like the originals.
+def _called(loader: Any, name: str, split: Split, root: Path, options: dict[str, Any]) -> Any:
+    """What a loader returns; it is told `split`, `root` and `resize` if it takes them.
 
     Raises:
-        UsageError: if the size is not a whole number of at least 1.
+        DataError: if it takes no `split` and training images are wanted, which would be the test images.
+        UsageError: if it does not take the options, or stops.
     """
-    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        raise UsageError(f"resize must be a number of pixels of at least 1, such as 32, not {size!r}")
-    if tuple(pixels.shape[2:]) == (size, size):
-        return pixels
-    parts = [
-        F.interpolate(part.float(), size=(size, size), mode="bilinear", antialias=True, align_corners=False)
-        .round()
-        .clamp(0, 255)
-        .to(torch.uint8)
-        for part in pixels.split(1000)
-    ]
-    return torch.cat(parts)
+    if not callable(loader):
+        return loader
+    try:
+        bare = inspect.isclass(loader) and loader.__init__ is object.__init__
+        parameters = {} if bare else dict(inspect.signature(loader).parameters)
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"dataset {name!r}: cannot see what its function takes ({error}); wrap it in one of yours"
+        ) from None
+    open_ended = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
+    if "split" not in parameters and not open_ended and split is not Split.TEST:
+        raise DataError(
+            f"{name} takes no `split`, so its images are test images; give it an argument `split` to train on it"
+        )
+    told = {"split": split, "root": root, **options}
+    if unknown := [key for key in options if key not in parameters and not open_ended and key != "resize"]:
+        raise UsageError(
+            f"dataset {name!r} takes no option {unknown[0]!r} (options: {', '.join(parameters) or 'none'})"
+        )
+    if "resize" not in parameters:
+        told.pop("resize", None)
+    try:
+        return loader(**{key: value for key, value in told.items() if key in parameters or open_ended})
+    except RobenchError:
+        raise
+    except Exception as error:
+        if getattr(loader, "__module__", "").startswith("robench."):
+            raise
+        raise UsageError(f"dataset {name!r} cannot be made: {type(error).__name__}: {error}") from error
+
+
+def as_images(found: Any, name: str, split: Split) -> Images:
+    """What a loader returned, as `Images`.
+
+    Args:
+        found: `Images`; a pair of images and labels as tensors or arrays; or what can be indexed for (image, label).
+        name: of the data set.
+        split: which part it is.
+
+    Raises:
+        DataError: if it is nothing of these, or its pixels are no pixels.
+    """
+    if isinstance(found, Images):
+        return found
+    if isinstance(found, tuple | list) and len(found) in (2, 3) and hasattr(found[0], "shape"):
+        pixels, y = pixels_of(found[0], name), labels_of(found[1], name)
+        return Images(name, split, pixels, y, int(found[2]) if len(found) == 3 else int(y.max()) + 1)
+    if hasattr(found, "__len__") and hasattr(found, "__getitem__") and not isinstance(found, str | bytes | dict):
+        pairs = [found[index] for index in range(len(found))]
+        if pairs and all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
+            return _from_pairs(found, pairs, name, split)
+    raise DataError(
+        f"{name} gave a {type(found).__name__}; expected (images, labels), a torch data set, or robench.data.Images"
+    )
+
+
+def _from_pairs(found: Any, pairs: list[Any], name: str, split: Split) -> Images:
+    """The items of a torch data set."""
+    y = labels_of([int(label) for _, label in pairs], name)
+    named = getattr(found, "classes", None)
+    classes = len(named) if named else int(y.max()) + 1
+    if all(isinstance(image, Tensor) for image, _ in pairs):
+        if len({image.shape for image, _ in pairs}) > 1:
+            raise DataError(f"{name}: its images differ in size; resize them to one size")
+        return Images(name, split, pixels_of(torch.stack([image for image, _ in pairs]), name), y, classes)
+    pixels = stacked([image for image, _ in pairs], [f"{name} image {index}" for index in range(len(pairs))])
+    return Images(name, split, pixels, y, classes)
+
+
+def shuffled(images: Images) -> Images:
+    """Images in one fixed order, where they stood class by class: `--count N` takes the first N."""
+    if len(images) < 2 or bool((images.y.diff() < 0).any()) or bool((images.y == images.y[0]).all()):
+        return images
+    return images.take(permutation(seed_of("shuffled", images.split.value), len(images)))
 
 
 def labelled(images: Images, share: float, seed: int) -> Images:

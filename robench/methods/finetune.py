@@ -12,7 +12,6 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from robench.attacks.ascent import ascend
-from robench.door import frozen
 from robench.errors import UsageError
 from robench.geometry import random_start
 from robench.losses import contrastive, cross_entropy
@@ -21,6 +20,7 @@ from robench.methods.simclr import check_temperature, projector
 from robench.methods.trades import TRADES
 from robench.models import Nets
 from robench.protocols import Batch, Moment, Terms
+from robench.twin import attacked
 
 BN = Literal["train", "frozen"]
 
@@ -113,15 +113,15 @@ class FinetuneATSS(FinetuneAT):
         x, view = batch.views
         start = random_start(x, at.threat, batch.generator)
         with norms(nets, self.bn):
-            with frozen(nets, training=self.attack_bn == "train"):
+            with attacked(nets, training=self.attack_bn == "train") as twin:
                 adv = ascend(
-                    lambda adv: cross_entropy(nets(adv), batch.y), x, start, at.threat, steps=self.steps, step=self.step
+                    lambda adv: cross_entropy(twin(adv), batch.y), x, start, at.threat, steps=self.steps, step=self.step
                 )
             features = nets.features(torch.cat([x, view, adv]))
             pair = nets.parts["projector"](features[: 2 * len(x)]).chunk(2)
             return Terms(
                 {
-                    "ce": cross_entropy(nets.parts["head"](features), batch.y.repeat(3)).mean(),
+                    "ce": self.loss(nets.parts["head"](features), batch.y.repeat(3)),
                     "contrastive": self.weight * contrastive(pair, temperature=self.temperature).mean(),
                 }
             )

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from robench.attacks.ascent import ascend, check_budget
 from robench.convex import softmax_regression
-from robench.door import frozen
 from robench.errors import UsageError
 from robench.geometry import random_start
 from robench.losses import cross_entropy
 from robench.methods.standard import Standard
 from robench.models import Nets
 from robench.protocols import Batch, Moment, Terms
+from robench.twin import attacked
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,11 @@ class Linear(Standard):
 
     def __post_init__(self) -> None:
         """Refuse a penalty that nothing reads, or without which there is no minimum."""
+        super().__post_init__()
+        if self.solver == "exact" and self.smoothing:
+            raise UsageError(
+                'options.smoothing is for solver = "sgd"; the exact solution is that of the labels themselves'
+            )
         if self.solver == "sgd" and self.weight_decay is not None:
             raise UsageError(
                 'options.weight_decay is for solver = "exact"; with sgd set the stage\'s optimiser.weight_decay'
@@ -53,7 +58,7 @@ class Linear(Standard):
 
     def terms(self, nets: Nets, batch: Batch, at: Moment) -> Terms:
         """`ce` of the head; no graph is built through the encoder."""
-        return _head_loss(nets, batch.views[0], batch.y)
+        return _head_loss(self, nets, batch.views[0], batch.y)
 
     def solve(self, nets: Nets, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
         """Put the exact solution into the head.
@@ -102,20 +107,21 @@ class RobustLinear(Standard):
 
     def __post_init__(self) -> None:
         """Refuse an attack that would not climb."""
+        super().__post_init__()
         check_budget(self.steps, self.step)
 
     def terms(self, nets: Nets, batch: Batch, at: Moment) -> Terms:
         """`ce` of the head on adversarial images."""
         (x,) = batch.views
         start = random_start(x, at.threat, batch.generator)
-        with frozen(nets):
+        with attacked(nets) as twin:
             adv = ascend(
-                lambda adv: cross_entropy(nets(adv), batch.y), x, start, at.threat, steps=self.steps, step=self.step
+                lambda adv: cross_entropy(twin(adv), batch.y), x, start, at.threat, steps=self.steps, step=self.step
             )
-        return _head_loss(nets, adv, batch.y)
+        return _head_loss(self, nets, adv, batch.y)
 
 
-def _head_loss(nets: Nets, x: Tensor, y: Tensor) -> Terms:
+def _head_loss(method: Standard, nets: Nets, x: Tensor, y: Tensor) -> Terms:
     with torch.no_grad():
         features = nets.features(x)
-    return Terms({"ce": cross_entropy(nets.parts["head"](features), y).mean()})
+    return Terms({"ce": method.loss(nets.parts["head"](features), y)})

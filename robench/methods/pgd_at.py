@@ -8,12 +8,12 @@ from typing import Literal
 from torch import Tensor
 
 from robench.attacks.ascent import ascend, check_budget
-from robench.door import frozen
 from robench.geometry import random_start
 from robench.losses import cross_entropy
 from robench.methods.standard import Standard
 from robench.models import Nets
 from robench.protocols import Batch, Moment
+from robench.twin import attacked
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,15 @@ class PGDAT(Standard):
 
     def __post_init__(self) -> None:
         """Refuse an attack that would not climb."""
+        super().__post_init__()
         check_budget(self.steps, self.step)
 
     def terms(self, nets: Nets, batch: Batch, at: Moment) -> dict[str, Tensor]:
         """`ce`: the mean cross-entropy on the adversarial images."""
         (x,) = batch.views
         start = random_start(x, at.threat, batch.generator)
-        with frozen(nets, training=self.attack_bn == "train"):
+        with attacked(nets, training=self.attack_bn == "train") as twin:
             adv = ascend(
-                lambda adv: cross_entropy(nets(adv), batch.y), x, start, at.threat, steps=self.steps, step=self.step
+                lambda adv: cross_entropy(twin(adv), batch.y), x, start, at.threat, steps=self.steps, step=self.step
             )
-        return {"ce": cross_entropy(nets(adv), batch.y).mean()}
+        return {"ce": self.loss(nets(adv), batch.y)}

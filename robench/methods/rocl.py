@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from robench.attacks.ascent import ascend, check_budget
-from robench.door import frozen
 from robench.errors import UsageError
 from robench.geometry import random_start
 from robench.losses import Positives, contrastive, distance, in_groups
 from robench.methods.simclr import SimCLR, check_temperature
 from robench.models import Nets
 from robench.protocols import Batch, Moment, Terms
+from robench.twin import attacked
 
 Loss = Literal["contrastive", "mse", "l1", "cosine"]
 
@@ -104,12 +104,12 @@ class RoCL(SimCLR):
         """
         start = random_start(x, at.threat, batch.generator)
         reached: list[Tensor] = []
-        with frozen(nets, training=self.attack_bn == "train"):
+        with attacked(nets, training=self.attack_bn == "train") as twin:
             with torch.no_grad():
-                key = nets.project(target)
+                key = twin.project(target)
 
             def objective(adv: Tensor) -> Tensor:
-                found = self.apart(nets.project(adv), key)
+                found = self.apart(twin.project(adv), key)
                 reached.append(found.detach().mean())
                 return found
 

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from robench.attacks.ascent import ascend, check_budget
-from robench.door import frozen
 from robench.geometry import project
-from robench.losses import cross_entropy, kl
+from robench.losses import kl
 from robench.methods.standard import Standard
 from robench.models import Nets
 from robench.noise import normal
 from robench.protocols import Batch, Moment
+from robench.twin import attacked
 
 
 @dataclass(frozen=True)
@@ -42,18 +42,19 @@ class TRADES(Standard):
 
     def __post_init__(self) -> None:
         """Refuse an attack that would not climb."""
+        super().__post_init__()
         check_budget(self.steps, self.step)
 
     def terms(self, nets: Nets, batch: Batch, at: Moment) -> dict[str, Tensor]:
         """`ce` on clean images and `kl`, already times beta."""
         (x,) = batch.views
         start = project(x + self.start * normal(batch.generator, x.shape, x.device), x, at.threat)
-        with frozen(nets):
+        with attacked(nets) as twin:
             with torch.no_grad():
-                clean = nets(x)
-            adv = ascend(lambda adv: kl(clean, nets(adv)), x, start, at.threat, steps=self.steps, step=self.step)
+                clean = twin(x)
+            adv = ascend(lambda adv: kl(clean, twin(adv)), x, start, at.threat, steps=self.steps, step=self.step)
         logits = nets(x)
         return {
-            "ce": cross_entropy(logits, batch.y).mean(),
+            "ce": self.loss(logits, batch.y),
             "kl": self.beta * kl(logits, nets(adv)).mean(),
         }

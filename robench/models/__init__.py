@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from robench.errors import UsageError
 from robench.registry import MODELS
 
 # mean and standard deviation of the training pixels, for recipes that normalise; a data set not here uses 0.5 and 0.5
-_STATISTICS: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+STATISTICS: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 }
@@ -25,6 +26,20 @@ class Encoder(nn.Module):
     """
 
     features: int
+
+
+class Stem(nn.Conv2d):
+    """A first convolution, which computes at least in float32 under autocast too.
+
+    bfloat16 resolves [0.5, 1] to 1/256, half a step of an attack: an image rounded to it is no longer the perturbed one.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name it has in torch)
+        """What a convolution makes of images."""
+        if not torch.is_autocast_enabled(input.device.type):
+            return super().forward(input)
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input)
 
 
 class Normalise(nn.Module):
@@ -52,18 +67,27 @@ class Nets(nn.Module):
         entrance: normalisation, or nothing.
         encoder: from images to features.
         parts: heads by name, such as `projector` and `head`.
+        precision: of the encoder's arithmetic; images, weights, heads and whatever follows them stay float32.
+        twin: what stands in for these networks in attacks inside training (`robench.twin`), while they train.
     """
 
     def __init__(self, encoder: Encoder, entrance: nn.Module) -> None:
         super().__init__()
+        self.precision = torch.float32
+        self.twin: Any = None
         self.entrance = entrance
         self.encoder = encoder
         self.parts = nn.ModuleDict()
 
     def features(self, x: Tensor) -> Tensor:
         """What the encoder makes of images, (n, features)."""
-        found: Tensor = self.encoder(self.entrance(x))
-        return found
+        x = self.entrance(x)
+        if self.precision is torch.float32:
+            found: Tensor = self.encoder(x)
+            return found
+        with torch.autocast(x.device.type, self.precision):
+            found = self.encoder(x)
+        return found.float()
 
     def project(self, x: Tensor) -> Tensor:
         """The embeddings a contrastive loss compares, (n, dimensions), not normalised."""
@@ -98,6 +122,6 @@ def build_nets(model: str, shape: tuple[int, int, int], dataset: str, normalise:
     if not isinstance(getattr(encoder, "features", None), int):
         raise UsageError(f"model {model!r}: its encoder needs an attribute `features`, the width of what it returns")
     half = (0.5,) * shape[0]
-    mean, std = _STATISTICS.get(dataset.partition("@")[0], (half, half))
+    mean, std = STATISTICS.get(dataset.partition("@")[0], (half, half))
     nets = Nets(encoder, Normalise(mean, std) if normalise else nn.Identity())
     return nets.to(memory_format=torch.channels_last)

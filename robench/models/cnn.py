@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from robench.models import Encoder
+from robench.models import Encoder, Stem
 
 
 class CNN(Encoder):
@@ -14,7 +14,7 @@ class CNN(Encoder):
         super().__init__()
         self.features = 16 * width
         self.body = nn.Sequential(
-            *_block(channels, width, 1),
+            *_block(channels, width, 1, Stem),
             *_block(width, 2 * width, 2),
             *_block(2 * width, 4 * width, 2),
             nn.AdaptiveAvgPool2d(2),
@@ -27,8 +27,8 @@ class CNN(Encoder):
         return found
 
 
-def _block(inside: int, outside: int, stride: int) -> tuple[nn.Module, ...]:
-    return nn.Conv2d(inside, outside, 3, stride, 1, bias=False), nn.BatchNorm2d(outside), nn.ReLU()
+def _block(inside: int, outside: int, stride: int, kind: type[nn.Conv2d] = nn.Conv2d) -> tuple[nn.Module, ...]:
+    return kind(inside, outside, 3, stride, 1, bias=False), nn.BatchNorm2d(outside), nn.ReLU()
 
 
 def cnn(channels: int, width: int = 16) -> CNN:

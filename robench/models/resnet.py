@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from robench.models import Encoder
+from robench.models import Encoder, Stem
 
 
 def conv(inside: int, outside: int, size: int, stride: int = 1) -> nn.Conv2d:
@@ -37,8 +37,8 @@ class Block(nn.Module):
         """Convolve, normalise, add the short cut, rectify."""
         y = x
         for i, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
-            y = norm(convolution(F.relu(y) if i else y))
-        return F.relu(y + self.short(x))
+            y = norm(convolution(F.relu(y, inplace=True) if i else y))
+        return F.relu(y.add_(self.short(x)), inplace=True)
 
 
 class PreActBlock(nn.Module):
@@ -52,9 +52,9 @@ class PreActBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The sum of the short cut and the convolutions."""
-        ready = F.relu(self.norm1(x))
-        y: Tensor = self.conv2(F.relu(self.norm2(self.conv1(ready))))
-        return y + (x if self.short is None else self.short(ready))
+        ready = F.relu(self.norm1(x), inplace=True)
+        y: Tensor = self.conv2(F.relu(self.norm2(self.conv1(ready)), inplace=True))
+        return y.add_(x if self.short is None else self.short(ready))
 
 
 class ResNet(Encoder):
@@ -77,7 +77,7 @@ class ResNet(Encoder):
         preact: bool = False,
     ) -> None:
         super().__init__()
-        self.stem = conv(channels, stem, 3)
+        self.stem = Stem(channels, stem, 3, padding=1, bias=False)
         self.preact = preact
         inside, layers = stem, []
         for makers, outside in zip(blocks, widths, strict=True):
@@ -95,27 +95,27 @@ class ResNet(Encoder):
         return F.adaptive_avg_pool2d(y, 1).flatten(1)
 
 
-def _resnet(channels: int, depths: tuple[int, ...], bottleneck: bool) -> ResNet:
-    widths = [64, 128, 256, 512]
+def _resnet(channels: int, depths: tuple[int, ...], bottleneck: bool, width: int) -> ResNet:
+    widths = [width, 2 * width, 4 * width, 8 * width]
     blocks: list[list[Callable[[int], nn.Module]]] = [
-        [_maker(Block, width, 1 if stage == 0 or i else 2, bottleneck) for i in range(depth)]
-        for stage, (width, depth) in enumerate(zip(widths, depths, strict=True))
+        [_maker(Block, inner, 1 if stage == 0 or i else 2, bottleneck) for i in range(depth)]
+        for stage, (inner, depth) in enumerate(zip(widths, depths, strict=True))
     ]
-    return ResNet(channels, blocks, [4 * w if bottleneck else w for w in widths], stem=64)
+    return ResNet(channels, blocks, [4 * w if bottleneck else w for w in widths], stem=width)
 
 
 def _maker(block: Callable[..., nn.Module], *arguments: object) -> Callable[[int], nn.Module]:
     return lambda inside: block(inside, *arguments)
 
 
-def resnet18(channels: int) -> ResNet:
-    """Two basic blocks a stage, 512 features."""
-    return _resnet(channels, (2, 2, 2, 2), bottleneck=False)
+def resnet18(channels: int, width: int = 64) -> ResNet:
+    """Two basic blocks a stage, 8 width features."""
+    return _resnet(channels, (2, 2, 2, 2), False, width)
 
 
-def resnet50(channels: int) -> ResNet:
-    """3, 4, 6 and 3 bottlenecks, 2048 features."""
-    return _resnet(channels, (3, 4, 6, 3), bottleneck=True)
+def resnet50(channels: int, width: int = 64) -> ResNet:
+    """3, 4, 6 and 3 bottlenecks, 32 width features."""
+    return _resnet(channels, (3, 4, 6, 3), True, width)
 
 
 def preact_network(channels: int, widths: list[int], depth: int, stem: int) -> ResNet:

@@ -9,7 +9,7 @@ from robench.diagnosis import Diagnosis
 from robench.errors import StoreError
 from robench.reference import Reference
 from robench.reporting import ABSENT, DOUBTED, Table, apart, tables, unproven
-from robench.results import Failure, Result, safe
+from robench.results import Failure, Result, safe, searching
 from robench.statistic import interval
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def tidy(records: Iterable[Result | Failure]) -> pandas.DataFrame:
             "training_seed": r.subject.seed,
             "source": r.source.name if r.source else "",
             "inference": r.cell.inference.label if r.cell.inference else "",
-            "attack": r.cell.attack,
+            "attack": searching(r.cell),
             "attack_version": r.cell.version,
             "threat": str(r.cell.threat),
             "seen": r.cell.threat == r.subject.threat,

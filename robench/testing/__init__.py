@@ -1,5 +1,7 @@
 """Laws that every attack obeys, and `check_attack`, which holds any attack to them: also one from elsewhere.
 
+`check_method`, `check_dataset` and `check_model` do the same for what else enters by name.
+
 A law is a small function of an attack and a case: it runs the attack, with its budget cut, on a small random network and
 raises `LawError` where the outcome cannot be right. No reference result is needed.
 """
@@ -11,7 +13,10 @@ from collections.abc import Iterable
 from robench.errors import UsageError
 from robench.registry import ATTACKS
 from robench.testing.case import CLASSES, KINDS, LAYOUTS, RADII, Case
+from robench.testing.dataset import check_dataset
 from robench.testing.laws import LAWS, LawError
+from robench.testing.method import check_method
+from robench.testing.model import check_model
 from robench.testing.trial import BUDGETS, cases_for, norms_of, proposed, quick
 
 __all__ = [
@@ -25,7 +30,10 @@ __all__ = [
     "LawError",
     "cases_for",
     "check_attack",
+    "check_dataset",
     "check_law",
+    "check_method",
+    "check_model",
     "norms_of",
     "proposed",
     "quick",

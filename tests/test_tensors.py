@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from robench import files, recipe, weights
+from robench import files, recipe, tensors
 from robench.checkpoint import Checkpoint, nets_after, open_checkpoint, save
 from robench.errors import CheckpointError, RobenchError, UsageError
 from robench.spec import build, plain
@@ -79,23 +79,23 @@ def one_line(error: RobenchError) -> None:
     ids=["safetensors", "pt", "nested", "model", "parameters"],
 )
 def test_weights_open(content: bytes, tmp_path: Path) -> None:
-    assert same(weights.read(content, "it"), TENSORS)
+    assert same(tensors.read(content, "it"), TENSORS)
     path = tmp_path / "weights"
     path.write_bytes(content)
-    assert same(weights.read_file(path, files.sha256(content)), TENSORS)
+    assert same(tensors.read_file(path, files.sha256(content)), TENSORS)
 
 
 def test_another_digest_is_refused_before_anything_is_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "weights.pt"
     path.write_bytes(pt(TENSORS))
-    monkeypatch.setattr(weights, "read", lambda *_: pytest.fail("it was parsed"))
+    monkeypatch.setattr(tensors, "read", lambda *_: pytest.fail("it was parsed"))
     with pytest.raises(CheckpointError, match=rf"has the SHA-256 {files.sha256(path.read_bytes())}, not 0000"):
-        weights.read_file(path, "0000")
+        tensors.read_file(path, "0000")
 
 
 def test_an_absent_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"w\.pt: No such file"):
-        weights.read_file(tmp_path / "w.pt")
+        tensors.read_file(tmp_path / "w.pt")
 
 
 # what is none is called what it is
@@ -122,7 +122,7 @@ def test_an_absent_file_is_named(tmp_path: Path) -> None:
 )
 def test_what_is_no_weights_is_called_what_it_is(content: bytes, expected: str) -> None:
     with pytest.raises(CheckpointError, match=rf"it\.pt:? ({expected})"):
-        weights.read(content, "it.pt")
+        tensors.read(content, "it.pt")
 
 
 @pytest.mark.parametrize("make", [pt, pickle.dumps, lambda x: pickle.dumps(x, protocol=0x2)], ids=["pt", "4", "2"])
@@ -133,7 +133,7 @@ def test_a_pickle_that_would_run_code_names_it_and_does_not_run(
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # what turns torch's own default off
     content = make({"a": torch.zeros(2), "b": Runs(marker)} if make is pt else {"b": Runs(marker)})
     with pytest.raises(CheckpointError, match=r"it would run (posix|nt)\.system when it is opened, so it was not"):
-        weights.read(content, "it")
+        tensors.read(content, "it")
     assert not marker.exists()
     pickle.loads(pickle.dumps(Runs(marker)))  # it does run where nobody looks
     assert marker.exists()
@@ -141,14 +141,14 @@ def test_a_pickle_that_would_run_code_names_it_and_does_not_run(
 
 def test_a_class_in_place_of_its_weights_is_named() -> None:
     with pytest.raises(CheckpointError, match=r"would run torch\.nn\.modules\.linear\.Linear when it is opened"):
-        weights.read(pt(nn.Linear(2, 2)), "it")
+        tensors.read(pt(nn.Linear(2, 2)), "it")
 
 
 def test_an_old_torch_opens_no_strangers_pickles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
     with pytest.raises(CheckpointError, match=r"this torch \(2\.9\.1\+cpu\) cannot open .pt files of others safely"):
-        weights.read(pt(TENSORS), "it")
-    assert same(weights.read(save_tensors(TENSORS), "it"), TENSORS)
+        tensors.read(pt(TENSORS), "it")
+    assert same(tensors.read(save_tensors(TENSORS), "it"), TENSORS)
 
 
 # what claims more than it holds
@@ -158,9 +158,9 @@ def test_a_small_file_that_claims_a_large_tensor_is_refused_before_memory_is_giv
     huge = pt({"a": torch.zeros(1).expand(10**12)})
     assert len(huge) < 2000
     with pytest.raises(CheckpointError, match=r"tensor a claims 4,000,000,000,000 bytes, and the file has 1,5"):
-        weights.read(huge, "it")
+        tensors.read(huge, "it")
     (tmp_path / "huge.pt").write_bytes(huge)
-    code = "import sys; from pathlib import Path; from robench import weights; weights.read_file(Path(sys.argv[1]))"
+    code = "import sys; from pathlib import Path; from robench import tensors; tensors.read_file(Path(sys.argv[1]))"
     ran = subprocess.run(  # a copy would be killed at once
         [sys.executable, "-c", code, str(tmp_path / "huge.pt")],
         capture_output=True,
@@ -174,20 +174,20 @@ def test_a_small_file_that_claims_a_large_tensor_is_refused_before_memory_is_giv
 def test_a_table_of_contents_that_claims_more_is_refused() -> None:
     table = json.dumps({"a": {"dtype": "F32", "shape": [10**6, 10**6], "data_offsets": [0, 8]}}).encode()
     with pytest.raises(CheckpointError, match=r"tensor a claims 1,000,000,000,000 numbers, and 8 bytes are there"):
-        weights.read(struct.pack("<Q", len(table)) + table + b"\x00" * 8, "it")
+        tensors.read(struct.pack("<Q", len(table)) + table + b"\x00" * 8, "it")
     with pytest.raises(CheckpointError, match="table of contents is cut off"):
-        weights.read(struct.pack("<Q", 2**62) + table, "it")
+        tensors.read(struct.pack("<Q", 2**62) + table, "it")
 
 
 def test_bytes_that_no_tensor_claims_are_refused() -> None:
     with pytest.raises(CheckpointError, match="its tensors claim 40 bytes, and 43 are there"):
-        weights.read(save_tensors(TENSORS) + b"abc", "it")
+        tensors.read(save_tensors(TENSORS) + b"abc", "it")
 
 
 def test_an_archive_that_unpacks_to_more_is_refused() -> None:
     bomb = repacked(pt({"a": torch.zeros(100_000)}), lambda _, content: content, zipfile.ZIP_DEFLATED)
     with pytest.raises(CheckpointError, match="claims to unpack to more than its"):
-        weights.read(bomb, "it")
+        tensors.read(bomb, "it")
 
 
 def test_a_storage_that_is_shorter_than_its_tensor_says_is_refused() -> None:
@@ -195,14 +195,14 @@ def test_a_storage_that_is_shorter_than_its_tensor_says_is_refused() -> None:
         return content[:4] if "/data/" in name else content
 
     with pytest.raises(CheckpointError, match="cannot be opened"):
-        weights.read(repacked(pt(TENSORS), cut), "it")
+        tensors.read(repacked(pt(TENSORS), cut), "it")
 
 
 def test_a_flipped_bit_in_an_archive_is_noticed() -> None:
     content = pt(TENSORS)  # torch alone would load other numbers
     place = content.index(TENSORS["a.weight"].numpy().tobytes()[4:8])
     with pytest.raises(CheckpointError, match=r"its member \S+ is damaged"):
-        weights.read(content[: place + 2] + bytes([content[place + 2] ^ 8]) + content[place + 3 :], "it")
+        tensors.read(content[: place + 2] + bytes([content[place + 2] ^ 8]) + content[place + 3 :], "it")
 
 
 # against a model
@@ -221,15 +221,15 @@ def test_a_flipped_bit_in_an_archive_is_noticed() -> None:
     ],
 )
 def test_the_first_tensor_that_differs_is_named(change: dict[str, Tensor], expected: str) -> None:
-    weights.check(TENSORS, TENSORS, "it")
+    tensors.check(TENSORS, TENSORS, "it")
     with pytest.raises(CheckpointError, match=expected):
-        weights.check({**TENSORS, **change}, TENSORS, "it")
+        tensors.check({**TENSORS, **change}, TENSORS, "it")
 
 
 def test_a_missing_tensor_is_named() -> None:
     few = {key: tensor for key, tensor in TENSORS.items() if key != "n"}
     with pytest.raises(CheckpointError, match=r"First: n is absent in the file and \(\) int64 in the model"):
-        weights.check(few, TENSORS, "it")
+        tensors.check(few, TENSORS, "it")
 
 
 # mutations
@@ -266,7 +266,7 @@ def _tensors_alone(count: int) -> dict[str, int]:
         chance = random.Random(number)
         for _ in range(count // 2):
             try:
-                found = weights.read(mutated(content, chance), "it")
+                found = tensors.read(mutated(content, chance), "it")
             except CheckpointError as error:
                 one_line(error)
                 tally["refused"] += 1
