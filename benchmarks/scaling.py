@@ -144,7 +144,7 @@ def measure(checkpoint: Path) -> None:
             ]
             began = time.perf_counter()
             subprocess.run(
-                [*line, "--batch", "30", "--threads", "1", "--results", results, *more],
+                [*line, "--count", "120", "--batch", "15", "--threads", "1", "--results", results, *more],
                 env=env,
                 check=True,
                 capture_output=True,
