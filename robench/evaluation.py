@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TypeAlias
@@ -145,17 +145,19 @@ class Engine:
                         jobs.append(Job(cell, checkpoint, source, attack, name))
         return in_order(jobs)
 
-    def run(self, jobs: Sequence[Job], store: Store) -> Iterator[tuple[Job, Result | Failure, bool]]:
+    def run(
+        self, jobs: Sequence[Job], store: Store, within: Mapping[str, Sequence[Span]] | None = None
+    ) -> Iterator[tuple[Job, Result | Failure, bool]]:
         """Run what the store does not hold yet, part by part; other processes may do the same. See `robench.sharing`.
 
-        The classes of the images are stored beside the cells.
+        The classes of the images are stored beside the cells. With `within`, only those ranges of images are run.
 
         Yields:
             The job, its record, and whether the record was there already.
         """
         for dataset, count in sorted({(job.dataset, job.cell.count) for job in jobs}):
             exhibits.put(labels_of(self.images(dataset, count)), store.folder)
-        return sharing.run(self, jobs, store)
+        return sharing.run(self, jobs, store, within)
 
     def evaluate(self, job: Job) -> Result | Failure:
         """Run one cell and keep nothing, whatever happens inside the attack."""

@@ -9,7 +9,7 @@ import time
 import torch
 from torch import Tensor
 
-from robench import files
+from robench import distributed, files
 from robench import state as states
 from robench.data import Images
 from robench.errors import StoppedError, TrainingError
@@ -53,8 +53,15 @@ class Keeper:
 
     @property
     def due(self) -> bool:
-        """Whether it is time to save."""
-        return bool(self.asked.stop) or self.asked.save or time.monotonic() - self.saved > self.pause
+        """Whether it is time to save; all processes agree on it, on a GPU every ten steps only."""
+        late = time.monotonic() - self.saved > self.pause
+        if distributed.world() > 1:
+            if self.run.device.type == "cuda" and self.state.step % LOOK_EVERY:
+                return False
+            said = [float(self.asked.stop), float(self.asked.save), float(late and distributed.leads())]
+            stop, save, late_ = distributed.agreed(torch.tensor(said))
+            self.asked.stop, self.asked.save, late = int(stop), bool(save), bool(late_)
+        return bool(self.asked.stop) or self.asked.save or late
 
     def save(self) -> None:
         """Write the log and the state, then stop if that was asked for.
@@ -64,8 +71,9 @@ class Keeper:
         """
         began = time.monotonic()
         self.asked.save = False
-        log(self.run, self.state)
-        states.save(self.run, self.nets, self.optimiser, self.state, self.images)
+        if distributed.leads():
+            log(self.run, self.state)
+            states.save(self.run, self.nets, self.optimiser, self.state, self.images)
         self.saved = time.monotonic()
         self.pause = max(SAVE_EVERY, (self.saved - began) / SHARE)
         if self.asked.stop:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from robench import distributed
 from robench.errors import UsageError
 
 Positives = Literal["per-pair", "in-log"]
@@ -101,7 +102,8 @@ def contrastive(
     With two views both are NT-Xent.
 
     Args:
-        views: V embeddings (n, d), not normalised, row i of each from image i; softmax at least in float32.
+        views: V embeddings (n, d), not normalised, row i of each from image i; softmax at least in float32. Where several
+            processes train, each has its own images as anchors, and those of all as keys.
         temperature: the divisor of the cosine similarity.
         positives: whether the sum over positives stands outside or inside the logarithm.
         anchors: which views serve as anchors; all when None.
@@ -119,17 +121,18 @@ def contrastive(
     """
     chosen = list(range(len(views)) if anchors is None else anchors)
     n = len(views[0])
-    _refuse_one(n)
+    every = n * distributed.world()
+    _refuse_one(every)
     z = [_unit(view) for view in views]
-    keys = torch.cat(z)
+    keys = torch.cat([distributed.gathered(view) for view in z])
     similarity = torch.cat([z[a] for a in chosen]) @ (keys.detach() if detach_keys else keys).T / temperature
     row = torch.arange(len(chosen) * n, device=keys.device)
-    image = row % n
-    own = torch.as_tensor(chosen, device=keys.device).repeat_interleave(n) * n + image
+    image = distributed.rank() * n + row % n
+    own = torch.as_tensor(chosen, device=keys.device).repeat_interleave(n) * every + image
     itself = torch.zeros_like(similarity, dtype=torch.bool)
     itself[row, own] = True
     log_all = similarity.masked_fill(itself, -torch.inf).logsumexp(1)
-    places = image[:, None] + n * torch.arange(len(views), device=keys.device)
+    places = image[:, None] + every * torch.arange(len(views), device=keys.device)
     friends = similarity.gather(1, places)  # the views of the anchor's own image, the anchor among them
     absent = places == own[:, None]
     if positives == "in-log":

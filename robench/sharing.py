@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from robench import files
@@ -58,8 +58,9 @@ class Bar:
 class Desk:
     """One job and what the folder of results holds of it."""
 
-    def __init__(self, engine: Engine, job: Job, store: Store, bar: Bar) -> None:
+    def __init__(self, engine: Engine, job: Job, store: Store, bar: Bar, within: Sequence[Span] | None = None) -> None:
         self.engine, self.job, self.store, self.bar = engine, job, store, bar
+        self.within = within
         self.parts = Parts(store.folder, job.cell, engine.tell)
         self.claims = Claims(self.parts.folder)
         self.size = job.size(engine.batch)
@@ -79,8 +80,11 @@ class Desk:
             if not list(gaps(spans, count, self.size)):
                 return self._whole(kept), False
             self.bar.at(self.job, sum(stop - start for start, stop in spans))
+            if not any(map(self._own, gaps(spans, count, self.size))):
+                return None
             busy = self.claims.others()
             free = [span for span in gaps([*spans, *busy], count, self.size) if self.job.divisible or not busy]
+            free = list(filter(self._own, free))
             if not free:
                 return None
             with self.claims.held(*free[0]) as beat:
@@ -90,6 +94,16 @@ class Desk:
                     record = self._attack(free[0], beat)
                     if record is not None:
                         return record, False
+
+    @property
+    def served(self) -> bool:
+        """Whether all is there that this process was to run, though the cell is not whole."""
+        spans = [part.span for part in self._kept()]
+        return self.within is not None and not any(map(self._own, gaps(spans, self.job.cell.count, self.size)))
+
+    def _own(self, span: Span) -> bool:
+        """Whether any of a range is among those that this process is to run."""
+        return self.within is None or any(start < span[1] and span[0] < stop for start, stop in self.within)
 
     def _there(self) -> Result | None:
         there = self.store.get(self.job.cell)
@@ -136,8 +150,17 @@ class Desk:
         return record
 
 
-def run(engine: Engine, jobs: Sequence[Job], store: Store) -> Iterator[Ran]:
+def run(
+    engine: Engine, jobs: Sequence[Job], store: Store, within: Mapping[str, Sequence[Span]] | None = None
+) -> Iterator[Ran]:
     """Run what the store does not hold yet.
+
+    Args:
+        engine: runs it.
+        jobs: what is wanted.
+        store: what is there.
+        within: the ranges of images to keep to, by the key of their cell; all when None. A cell that is not whole after that
+            is not yielded.
 
     Yields:
         The job, its record, and whether the record was there already, or was completed by another process.
@@ -149,13 +172,15 @@ def run(engine: Engine, jobs: Sequence[Job], store: Store) -> Iterator[Ran]:
     bar = Bar(engine.monitor, todo)
     for folder in (store.folder / "cells", store.folder) if todo else ():
         files.check_writable(folder)
-    waiting = [Desk(engine, job, store, bar) for job in jobs]
+    waiting = [Desk(engine, job, store, bar, None if within is None else within[job.cell.key]) for job in jobs]
     told: set[str] = set()
     while waiting:
         later = []
         for desk in waiting:
             came = desk.run()
-            if came is None:
+            if came is None and desk.served:
+                bar.finish(desk.job)
+            elif came is None:
                 later.append(desk)
             else:
                 bar.finish(desk.job)
@@ -165,6 +190,21 @@ def run(engine: Engine, jobs: Sequence[Job], store: Store) -> Iterator[Ran]:
                 _tell_wait(desk, told)
             time.sleep(PAUSE)
         waiting = later
+
+
+def collected(job: Job, store: Store) -> Result | Failure | None:
+    """The record of a cell that other processes ran, put together if only that is left to do; None if images are missing."""
+    record = store.get(job.cell)
+    if isinstance(record, Result):
+        return record
+    parts = Parts(store.folder, job.cell)
+    kept = cover(parts.every())
+    if list(gaps([part.span for part in kept], job.cell.count, job.cell.count)):
+        return record
+    made = together(kept, job.finds)
+    store.put(made)
+    parts.clear()
+    return made
 
 
 def _tell_wait(desk: Desk, told: set[str]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robench import checkpoint, data, files, unlabelled
+from robench import checkpoint, data, distributed, files, parallel, unlabelled
 from robench import state as states
 from robench.admission import check_extra, check_stages, pseudo_share
 from robench.arithmetic import Arithmetic, check_precision
@@ -65,10 +65,12 @@ def train(run: Run, *, resume: bool = True, monitor: Monitor = unwatched, asked:
     """
     files.check_writable(run.folder.parent)
     with ExitStack() as held:
-        if run.folder.is_dir():
-            held.enter_context(files.lock(run.folder))
-            checkpoint.settle(run.folder)
-        check_folder(run, resume)
+        with distributed.first() as leads:
+            if leads and run.folder.is_dir():
+                held.enter_context(files.lock(run.folder))
+                checkpoint.settle(run.folder)
+            if leads:
+                check_folder(run, resume)
         if not run.steps and finished(run):
             return checkpoint.open_checkpoint(str(run.folder), run.folder.parent)
         devices = [run.device] if run.device.type == "cuda" else []
@@ -87,17 +89,14 @@ def _train(run: Run, resume: bool, monitor: Monitor, asked: Asked, lock: ExitSta
         held = held.take(slice(64))
     few = data.labelled(kept, run.recipe.labels, run.seed)
     check_stages(run, methods, images)
+    for number, (stage, method) in enumerate(zip(run.recipe.stage, methods, strict=True)):
+        parallel.check(number, stage.method, method, min(stage.batch, len(few if method.supervised else kept)))
     spare = _spare(run, kept, few) if any(map(pseudo_share, methods)) else kept.pixels[:0]
     nets = _initial_nets(run, images)
     _with_heads(run, nets, methods[0], State(), images)  # which may be refused, so before anything is written
-    new = not run.folder.is_dir()
-    files.check_writable(run.folder)
-    if new:
-        lock.enter_context(files.lock(run.folder))
-    if not resume:
-        clear(run)
-    if not holds(run):
-        mark(run)
+    with distributed.first() as leads:
+        if leads:
+            _open_folder(run, resume, lock)
     state, optimiser_state = states.restore(run, nets, images)
     while state.stage < len(methods):
         stage, method = run.recipe.stage[state.stage], methods[state.stage]
@@ -123,8 +122,22 @@ def _train(run: Run, resume: bool, monitor: Monitor, asked: Asked, lock: ExitSta
                 f"step: --set stage.{state.stage}.batch={max(stage.batch // 2, 1)}, which is another run, so with another --out"
             ) from error
         state.next_stage()
-    files.remove(states.path_of(run))
+    with distributed.first() as leads:
+        if leads:
+            files.remove(states.path_of(run))
     return checkpoint.open_checkpoint(str(run.folder), run.folder.parent)
+
+
+def _open_folder(run: Run, resume: bool, lock: ExitStack) -> None:
+    """Make a run's folder its own."""
+    new = not run.folder.is_dir()
+    files.check_writable(run.folder)
+    if new:
+        lock.enter_context(files.lock(run.folder))
+    if not resume:
+        clear(run)
+    if not holds(run):
+        mark(run)
 
 
 def _spare(run: Run, kept: Images, few: Images) -> Tensor:
@@ -210,8 +223,10 @@ def _run_stage(
         parameter.requires_grad_(True)
     trial = (min(stage.batch, len(kept)), *kept.shape) if run.compile else None
     arithmetic = Arithmetic(nets, run.recipe, trial)
+    if not getattr(method, "exact", False):
+        method = parallel.shared(method, nets)
     epochs = 1 if run.steps else stage.epochs
-    if state.fresh:
+    if state.fresh and distributed.leads():
         files.remove(run.folder / "best.json")
     while state.epoch < epochs:
         if getattr(method, "exact", False):
@@ -238,8 +253,9 @@ def _run_stage(
         score = row.get(f"validation {method.select}", None)
         if score is not None and score > state.best:
             state.best = score
-            checkpoint.save(replace(reached, kind="best"), nets)
-        if last:
+            if distributed.leads():
+                checkpoint.save(replace(reached, kind="best"), nets)
+        if last and distributed.leads():
             log(run, state)
             checkpoint.save(reached, nets)
         optimiser.exchange()
@@ -261,7 +277,9 @@ def _reached(run: Run, kept: Images, state: State, row: Mapping[str, Any], arith
         shape=kept.shape,
         sha256="",
         metrics={key: value for key, value in row.items() if isinstance(value, float)},
-        provenance=provenance(str(run.device), torch.get_num_threads()) | arithmetic.told,
+        provenance=provenance(str(run.device), torch.get_num_threads())
+        | arithmetic.told
+        | ({"processes": distributed.world()} if distributed.world() > 1 else {}),
         cost=(*_before(run), *state.cost),
     )
 
@@ -302,7 +320,10 @@ def _run_epoch(
     health = Health(run, stage, state)
     for step in range(start, taken):
         _seed(run, state)
-        parts = [partial(_batch, run, stage, method, kept, state, ids) for ids in order[step].chunk(stage.accumulate)]
+        parts = [
+            partial(_batch, run, stage, method, kept, state, ids)
+            for ids in distributed.own(order[step]).chunk(stage.accumulate)
+        ]
         optimiser.rate(state.epoch + (step + 1) / steps)
         for name, term in optimiser.step(method, nets, parts, at, health.note).items():
             state.totals[name] = state.totals[name] + term if name in state.totals else term

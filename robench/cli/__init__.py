@@ -14,6 +14,7 @@ from robench.cli.compare import compare
 from robench.cli.environment import completion, doctor
 from robench.cli.evaluation import demo, diagnose, evaluate
 from robench.cli.exporting import export
+from robench.cli.launching import status
 from robench.cli.record import features, list_, show
 from robench.cli.report import plot, report, verify
 from robench.cli.training import sweep, train
@@ -44,6 +45,7 @@ def cli(traceback: bool) -> None:
 for command in (
     train,
     evaluate,
+    status,
     sweep,
     report,
     compare,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ import click
 from robench import __version__
 from robench.cli import naming
 from robench.cli.asked import Asked
+from robench.cli.launching import Launcher, launched, order
 from robench.cli.option import (
     Choice,
     Threat,
@@ -30,11 +31,14 @@ from robench.threat import ThreatModel
 
 if TYPE_CHECKING:
     from robench.checkpoint import Checkpoint
+    from robench.evaluation import Engine
     from robench.gates import Judgement
     from robench.inference import Inference
     from robench.job import Job
+    from robench.launch import Launch, Piece
+    from robench.launching import Order
     from robench.protocols import Target
-    from robench.results import Failure, Result
+    from robench.results import Failure, Result, Store
     from robench.suite import Suite
 
 
@@ -93,9 +97,12 @@ if TYPE_CHECKING:
     "cell.",
 )
 @click.option("--plan", is_flag=True, help="Show the cells, with passes and hours at most, and attack nothing.")
+@launched
 @compute
 @results_option
+@click.pass_context
 def evaluate(
+    context: click.Context,
     checkpoint: Sequence[str],
     attacks: Sequence[str],
     suites: Sequence[str],
@@ -115,6 +122,7 @@ def evaluate(
     outside: Outside,
     precision: str,
     plan: bool,
+    launcher: Launcher,
     where: Where,
     results: Path,
 ) -> None:
@@ -123,8 +131,10 @@ def evaluate(
     With --model it attacks a classifier from elsewhere, and checkpoints beside it only if they are named. Cells that are
     there already are skipped. Exit code 1 when a cell failed (the others still ran) or an accuracy is below --fail-under. A
     suite attacks the last epoch, as its paper does, unless a name ends in @best.
+
+    --launcher hands the work to several processes and watches them; robench status says how far they are.
     """
-    from robench import gates
+    from robench import gates, launch
     from robench.files import check_writable
     from robench.registry import ATTACKS
 
@@ -134,6 +144,8 @@ def evaluate(
     if wanted and precision != "float32":
         raise UsageError(f"--precision {precision} goes with --attack; suite {wanted[0].name} is a table in float32")
     answers = _inference(inference, draws, average)
+    handed = order(launcher, context)
+    mine = launch.task(launcher.task) if launcher.task else None
     tried = [*attacks, *(column.attack for suite in wanted for column in suite.columns)]
     limits = [gates.parse(text, tried) for text in thresholds]
     outside.check()
@@ -193,7 +205,7 @@ def evaluate(
 
             made = table(engine, wanted_jobs, Store(results))
         else:
-            told = tell(engine.run(wanted_jobs, Store(results)), quiet)
+            told = tell(_ran(engine, wanted_jobs, Store(results), handed, mine), quiet)
     if plan:
         show_tables([made], "terminal")
         return
@@ -220,6 +232,36 @@ def _document(told: Sequence[tuple[Result | Failure, bool]], judged: Sequence[Ju
     found["new"] = [record.cell.key for record, there in told if not there]
     found["thresholds"] = [plain(each) for each in judged]
     return json.dumps(found, indent=1, allow_nan=False) + "\n"
+
+
+def _ran(
+    engine: Engine,
+    jobs: Sequence[Job],
+    store: Store,
+    handed: Order | None,
+    mine: tuple[Launch, Sequence[Piece]] | None,
+) -> Iterator[tuple[Job, Result | Failure, bool]]:
+    """Run jobs here, have other processes run them, or run what this process was handed."""
+    from robench import launch
+
+    if handed is not None:
+        from robench import launching
+
+        return launching.run(engine, jobs, store, handed)
+    if mine is None:
+        return engine.run(jobs, store)
+    made, pieces = mine
+    if made.robench != __version__:
+        raise UsageError(
+            f"the launch is by robench {made.robench}, and here is {__version__}: install the same version on all machines"
+        )
+    within = launch.within(pieces)
+    known = {job.cell.key: job for job in jobs}
+    if absent := [key for key in within if key not in known]:
+        raise UsageError(
+            f"the cell {absent[0]} of the launch is none of this command: data or checkpoints have changed since"
+        )
+    return engine.run([known[key] for key in within], store, within)
 
 
 @click.command(short_help="Look for signs of masked gradients: indicators G1 to G16.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,9 @@ from robench.spec import assignment
 from robench.threat import ThreatModel
 
 if TYPE_CHECKING:
+    import torch
+
+    from robench.recipe import Recipe
     from robench.run import Run
 
 SMOKE_STEPS = 2
@@ -72,11 +76,11 @@ def train(
     """Train a RECIPE: a name from `robench list recipes`, or the path of a TOML file.
 
     The same command goes on where an earlier one was cut off, to the same bits. SIGTERM and Ctrl-C stop after the step under
-    way and keep it (a second Ctrl-C stops at once); SIGUSR1 saves and goes on.
+    way and keep it (a second Ctrl-C stops at once); SIGUSR1 saves and goes on. On several GPUs:
+    torchrun --nproc-per-node N -m robench train RECIPE.
     """
     from robench import recipe as recipes
     from robench.files import check_writable
-    from robench.terminal import say, watched
 
     pairs = [assignment(text) for text in changes]
     pairs += [("dataset", dataset)] if dataset else []
@@ -89,31 +93,60 @@ def train(
     folder = out or where.checkpoints / (wanted.name + (f"-{words}" if words else "") + suffix)
     check_writable(folder.parent)
 
-    from robench import training
+    from robench import distributed
+
+    with distributed.joined(lambda: where.device) as device:
+        _train(wanted, folder, seed, device, where, encoder, resume, smoke, compiled, trackers)
+
+
+def _train(
+    wanted: Recipe,
+    folder: Path,
+    seed: int,
+    device: torch.device,
+    where: Where,
+    encoder: str | None,
+    resume: bool,
+    smoke: bool,
+    compiled: bool,
+    trackers: Sequence[str],
+) -> None:
+    """Train, in one process or as one of several, of which only the first talks."""
+    from robench import distributed, training
     from robench.checkpoint import open_checkpoint
-    from robench.protocols import Progress
+    from robench.protocols import Progress, unheard, unwatched
     from robench.run import Run
     from robench.signals import listening
     from robench.spec import plain
+    from robench.terminal import say as said
+    from robench.terminal import watched
     from robench.trackers import flat, trackers_for, tracking
 
-    kept = trackers_for(trackers)
+    say = said if distributed.leads() else unheard
+    kept = trackers_for(trackers) if distributed.leads() else []
     run = Run(
         recipe=training.smoke(wanted, SMOKE_BATCH) if smoke else wanted,
         folder=folder,
         seed=seed,
-        device=where.device,
+        device=device,
         data_root=where.data_root,
         steps=SMOKE_STEPS if smoke else None,
         encoder=open_checkpoint(encoder, where.checkpoints) if encoder else None,
         compile=compiled,
     )
     stages = " then ".join(stage.method for stage in wanted.stage)
-    say(f"{wanted.name}: {stages}, {wanted.model} on {wanted.dataset}, seed {seed}, {run.device} -> {folder}")
-    _tell_start(run, resume)
+    say(
+        f"{wanted.name}: {stages}, {wanted.model} on {wanted.dataset}, seed {seed}, {run.device}{_processes()} -> {folder}"
+    )
+    if distributed.leads():
+        _tell_start(run, resume)
     latest: dict[str, Progress] = {}
     told = tracking(kept, folder.name, folder, flat(plain(run.recipe)))
-    with watched() as monitor, listening() as asked, told as rows:
+    with (
+        watched() if distributed.leads() else nullcontext(unwatched) as monitor,
+        listening() as asked,
+        told as rows,
+    ):
 
         def both(progress: Progress) -> None:
             latest[progress.task] = progress
@@ -128,6 +161,12 @@ def train(
     shown = ", ".join(f"{k} {100 * v:.1f} %" for k, v in made.metrics.items() if k.startswith("validation"))
     say(f"done: {made.folder} ({made.kind} epoch {made.epoch}{', ' + shown if shown else ''})")
     say(f"next: robench evaluate {made.folder} --attack pgd-20")
+
+
+def _processes() -> str:
+    from robench import distributed
+
+    return f", {distributed.world()} processes" if distributed.world() > 1 else ""
 
 
 def _tell_start(run: Run, resume: bool) -> None:

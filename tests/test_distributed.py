@@ -1,0 +1,150 @@
+"""Training in several processes: the loss and gradient of one, one writer, and errors that say which world would do."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import ranks
+import torch
+from safetensors.torch import load_file
+
+import robench
+from robench import distributed, parallel
+from robench.errors import UsageError
+from robench.methods import method_for
+
+ROOT = Path(robench.__file__).parent.parent
+LIMIT = 150  # seconds a launch may take
+
+
+def torchrun(world: int, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a program in several processes, and leave none behind."""
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    process = subprocess.Popen(
+        [*line, *map(str, arguments)],
+        cwd=ROOT,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(timeout=LIMIT)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.timeout(200)
+def test_loss_and_gradient_are_those_of_one_process(world: int, tmp_path: Path) -> None:
+    ran = torchrun(world, "tests/ranks.py", tmp_path / "made.pt")
+    assert ran.returncode == 0, ran.stderr
+    made = torch.load(tmp_path / "made.pt", weights_only=True)
+    alone = ranks.every()
+    for name, expected in alone.items():
+        assert made[name].keys() == expected.keys()
+        assert sum(key.startswith("gradient") for key in expected) > 5
+        for key, value in expected.items():
+            torch.testing.assert_close(made[name][key], value, rtol=0, atol=1e-10, msg=f"{name}: {key}")
+
+
+def test_own_normalisation_is_torchs_in_one_process() -> None:
+    torch.manual_seed(0)
+    for training in (True, False):
+        theirs, ours = (torch.nn.BatchNorm2d(3).double().train(training) for _ in range(2))
+        parallel.synchronise(ours)
+        for _ in range(2):
+            a = torch.randn(4, 3, 5, 5, dtype=torch.float64, requires_grad=True)
+            b = a.detach().clone().requires_grad_()
+            weights = torch.randn_like(a)
+            (theirs(a) * weights).sum().backward()
+            (ours(b) * weights).sum().backward()
+            torch.testing.assert_close(b.grad, a.grad)
+        for key, value in theirs.state_dict().items():
+            torch.testing.assert_close(ours.state_dict()[key], value)
+
+
+@pytest.mark.parametrize(
+    ("world", "batch", "method", "options", "said"),
+    [
+        (
+            3,
+            64,
+            "rocl",
+            {},
+            r"3 processes do not divide a batch of 64: use 1, 2, 4, 8, 16, 32, 64 processes, or .*batch=63",
+        ),
+        (2, 64, "rocl", {"groups": 2}, "options.groups=1"),
+        (2, 64, "supcon", {}, "one process only"),
+        (2, 64, "pgd-at", {}, None),
+        (1, 63, "rocl", {"groups": 2}, None),
+    ],
+)
+def test_what_cannot_be_spread(
+    world: int, batch: int, method: str, options: dict[str, int], said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "world", lambda: world)
+    if said is None:
+        parallel.check(0, method, method_for(method, options), batch)
+    else:
+        with pytest.raises(UsageError, match=said):
+            parallel.check(0, method, method_for(method, options), batch)
+
+
+SMALL = (
+    *("train", "simclr-digits", "--device", "cpu"),
+    *(
+        "--set",
+        "model=cnn@width=2",
+        "--set",
+        "validation=1200",
+        "--set",
+        "stage.0.epochs=3",
+        "--set",
+        "stage.0.batch=64",
+    ),
+    *("--set", "stage.1.epochs=2", "--set", "stage.1.batch=64"),
+)
+
+
+@pytest.mark.timeout(400)
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
+    alone = torchrun(1, "-m", "robench", *SMALL, "--out", tmp_path / "one")
+    assert alone.returncode == 0, alone.stderr
+    line = (sys.executable, "tests/stopping.py", *SMALL, "--out", str(tmp_path / "two"))
+    stopped = subprocess.run(
+        line,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+    )
+    assert stopped.returncode == 143, stopped.stderr
+    assert (tmp_path / "two" / "state.pt").is_file()
+    went = torchrun(2, "-m", "robench", *SMALL, "--out", tmp_path / "two")
+    assert went.returncode == 0, went.stderr
+    assert went.stderr.count("done: ") == 1  # one process talks
+    one, two = (load_file(tmp_path / name / "last.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for key, value in one.items():
+        torch.testing.assert_close(two[key].double(), value.double(), rtol=1e-2, atol=1e-3, msg=key)
+    made = json.loads((tmp_path / "two" / "last.json").read_text())
+    assert made["provenance"]["processes"] == 2
+
+
+@pytest.mark.timeout(200)
+def test_a_world_that_does_not_divide_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    ran = torchrun(3, "-m", "robench", *SMALL, "--out", tmp_path / "run")
+    assert ran.returncode != 0
+    assert "3 processes do not divide a batch of 64" in ran.stderr
+    assert not (tmp_path / "run").exists()
