@@ -92,7 +92,7 @@ class Subject:
     seed: int
     dataset: str
     sha256: str
-    origin: Mapping[str, str] = field(default_factory=dict)
+    origin: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)

@@ -48,11 +48,16 @@ MISSED = {
     "autoattack": (0, 0, 0),
     "autoattack-plus": (0, 0, 0),
     "autoattack-rand": (2, 2, 4),
+    "autoattack-bracket": (0, 0, 1),  # as APGD-T, which alone meets every image
     "torchattacks:MIFGSM": (3, 0, 0),
     "torchattacks:PGDL2": (0, 9, 0),
 }
 # the rest asks for no gradient, or for features that a linear model has not; Square adds nothing to AutoAttack here
-FULL = {"autoattack": "autoattack@queries=20", "autoattack-plus": "autoattack-plus@steps=40,queries=20"}
+FULL = {
+    "autoattack": "autoattack@queries=20",
+    "autoattack-plus": "autoattack-plus@steps=40,queries=20",
+    "autoattack-bracket": "autoattack-bracket@queries=20",
+}
 BLACK = {
     "square": "square@queries=200",
     "hopskipjump": "hopskipjump@steps=3",

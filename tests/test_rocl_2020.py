@@ -37,6 +37,7 @@ Weights = dict[str, Tensor]
 def double(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Everything in float64."""
     monkeypatch.setattr(Images, "x", lambda self, index=slice(None): self.pixels[index].double() / 255)
+    monkeypatch.setattr("robench.augment.as_float", lambda x: x if x.is_floating_point() else x.double() / 255)
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
