@@ -318,8 +318,8 @@ def test_a_stopped_command_says_that_it_goes_on_and_does(
     standard: Checkpoint, tmp_path: Path, run_cli: Callable[..., tuple[int, str, str]], number: int, code: int
 ) -> None:
     folder, said = tmp_path / "results", tmp_path / "said"
-    job = planned(Engine(CPU), standard, "pgd@steps=3")
-    command = ["evaluate", standard.folder, "--attack", "pgd@steps=3", "--threat", "linf-0.1", "--count", COUNT]
+    job = planned(Engine(CPU), standard, "pgd@steps=50", "linf-0.001")  # breaks little, so that it takes a while
+    command = ["evaluate", standard.folder, "--attack", "pgd@steps=50", "--threat", "linf-0.001", "--count", COUNT]
     command += ["--batch", 1, "--device", "cpu", "--results", folder]
     child = os.fork()
     if child == 0:
