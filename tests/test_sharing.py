@@ -323,6 +323,7 @@ def test_a_stopped_command_says_that_it_goes_on_and_does(
     command += ["--batch", 1, "--device", "cpu", "--results", folder]
     child = os.fork()
     if child == 0:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a shell; whoever runs tests may ignore it
         with said.open("w", buffering=1) as stream, contextlib.redirect_stderr(stream):
             try:
                 main([str(word) for word in command])
