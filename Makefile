@@ -1,5 +1,7 @@
 PYTHON ?= python3
 VENV ?= .venv
+# processes that share the tests, a file at a time
+JOBS ?= 2
 BIN = $(VENV)/bin
 
 .PHONY: demo test nightly bench bench-check install clean
@@ -19,7 +21,7 @@ test: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 nightly: test
 	$(BIN)/python -m pytest -m nightly --timeout 3600
