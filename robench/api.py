@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import torch
 from torch import Tensor, nn
 
 from robench import data, files, recipe, reporting, training
 from robench.checkpoint import Checkpoint, open_checkpoint
 from robench.checkup import checkup
 from robench.data import Images, Split
+from robench.device import chosen
+from robench.door import moded
 from robench.errors import UsageError
 from robench.evaluation import Engine
 from robench.foreign import Foreign, foreign, open_foreign
@@ -197,7 +198,7 @@ def train(
         recipe=wanted,
         folder=Path(folder) if folder is not None else Path(checkpoints) / f"{wanted.name}{suffix}",
         seed=seed,
-        device=_device(device),
+        device=chosen(device or "auto"),
         data_root=Path(root),
         steps=steps,
         encoder=open_checkpoint(encoder, Path(checkpoints)) if isinstance(encoder, str) else encoder,
@@ -246,7 +247,7 @@ def evaluate(
         DataError: for images no evaluation can use.
     """
     with _as_they_were([each for each in (*_several(models), *_several(sources)) if isinstance(each, nn.Module)]):
-        engine = Engine(_device(device), Path(root), batch, monitor)
+        engine = Engine(chosen(device or "auto"), Path(root), batch, monitor)
         return _evaluated(
             engine, models, images, attacks, threats, sources, count, seed, preprocess, results, checkpoints
         )
@@ -323,15 +324,13 @@ def report(results: Results | str | Path = "results", *, dataset: str | None = N
 @contextmanager
 def _as_they_were(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Give modules that were handed over their modes and their device back."""
-    modes = [(module, module.training) for each in modules for module in each.modules()]
     devices = [(each, tensor.device) for each in modules if (tensor := next(each.parameters(), None)) is not None]
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for each, device in devices:
-            each.to(device)
+    with moded(modules):
+        try:
+            yield
+        finally:
+            for each, device in devices:
+                each.to(device)
 
 
 def _several(given: Any) -> list[Any]:
@@ -341,12 +340,3 @@ def _several(given: Any) -> list[Any]:
     return (
         list(given) if isinstance(given, Iterable) and not isinstance(given, str) and not callable(given) else [given]
     )
-
-
-def _device(name: str) -> torch.device:
-    """The device by torch's name, or the best there is."""
-    if name:
-        return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,42 +14,28 @@ from robench.errors import CheckpointError, missing
 
 
 class BlackBox(nn.Module):
-    """A classifier without gradients."""
+    """A classifier without gradients: a TorchScript module, or anything else that answers images."""
+
+    def __init__(self, answer: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.answer = answer
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits, (n, classes), which no gradient passes."""
         with torch.no_grad():
             return self.answer(x).to(x)
 
-    def answer(self, x: Tensor) -> Tensor:
-        """What it says, wherever it says it."""
-        raise NotImplementedError
 
-
-class Script(BlackBox):
-    """A TorchScript module."""
-
-    def __init__(self, module: Any) -> None:
-        super().__init__()
-        self.module = module
-
-    def answer(self, x: Tensor) -> Tensor:
-        """Logits, (n, classes)."""
-        found: Tensor = self.module(x)
-        return found
-
-
-class Onnx(BlackBox):
+class Onnx:
     """A session of onnxruntime, which computes on the CPU; one whose file fixes the batch gets batches of that size."""
 
     def __init__(self, session: Any) -> None:
-        super().__init__()
         self.session = session
         (self.entry,) = session.get_inputs()
         size = self.entry.shape[0] if self.entry.shape else None
         self.size = size if isinstance(size, int) else 0
 
-    def answer(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         """Logits, (n, classes)."""
         parts = x.detach().cpu().float().split(self.size or max(len(x), 1))
         return torch.cat([self._part(part) for part in parts])
@@ -72,7 +59,7 @@ def torchscript_model(*, file: str) -> nn.Module:
         )  # torch would rather export; files that people have are what they are
         warnings.simplefilter("ignore", DeprecationWarning)
         try:
-            return Script(torch.jit.load(file, map_location="cpu"))
+            return BlackBox(torch.jit.load(file, map_location="cpu"))
         except (RuntimeError, ValueError) as error:
             raise CheckpointError(f"{file} is not TorchScript: {str(error).splitlines()[0]}") from None
 
@@ -98,7 +85,7 @@ def onnx_model(*, file: str) -> nn.Module:
     if len(session.get_inputs()) != 1:
         names = ", ".join(each.name for each in session.get_inputs())
         raise CheckpointError(f"{file} takes {names}; a classifier takes images and nothing else")
-    return Onnx(session)
+    return BlackBox(Onnx(session))
 
 
 def _there(file: str) -> None:

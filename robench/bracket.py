@@ -14,25 +14,12 @@ Source: Clopper & Pearson 1934; one-sided, since more attacks only ever break mo
 
 from __future__ import annotations
 
-from math import comb
-
 from robench.results import Result
+from robench.statistic import at_most
 
 CONFIDENCE = 0.95
 MEMBERS = ("fab-t", "square")  # run on the sample, in this order
 SAMPLED = "sampled"  # what `Result.left` calls the size of the sample
-
-
-def highest_share(broken: int, sampled: int, confidence: float = CONFIDENCE) -> float:
-    """The largest share of breakable images that is not refuted by `broken` of `sampled`."""
-    if broken >= sampled:
-        return 1.0
-    low, high = 0.0, 1.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        likely = sum(comb(sampled, k) * middle**k * (1 - middle) ** (sampled - k) for k in range(broken + 1))
-        low, high = (middle, high) if likely > 1 - confidence else (low, middle)
-    return high
 
 
 def interval(result: Result) -> tuple[float, float] | None:
@@ -42,5 +29,5 @@ def interval(result: Result) -> tuple[float, float] | None:
     sampled, kept = result.left[SAMPLED], result.left.get(MEMBERS[-1], 0)  # which does not run where nothing is left
     left = sum(result.robust)
     unsampled = left - kept
-    share = highest_share(sampled - kept, sampled)
+    share = at_most(sampled - kept, sampled, CONFIDENCE) if sampled else 1.0
     return max(0.0, left - share * unsampled) / len(result.robust), left / len(result.robust)

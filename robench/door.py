@@ -16,6 +16,17 @@ SMALLEST = 16  # images in a pass
 
 
 @contextmanager
+def moded(models: Iterable[nn.Module]) -> Iterator[None]:
+    """After, every submodule has the mode it had before."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
 def frozen(model: nn.Module, *, training: bool = False) -> Iterator[None]:
     """Inside, the model is in eval mode and no parameter asks for a gradient; after, everything is as it was.
 
@@ -24,18 +35,16 @@ def frozen(model: nn.Module, *, training: bool = False) -> Iterator[None]:
         training: keep train mode instead (batch statistics), for attacks that are defined that way. Running
             statistics then move, as they do in the code those methods come from.
     """
-    modes = [(module, module.training) for module in model.modules()]
     asks = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    model.train(training)
-    for parameter, _ in asks:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for parameter, ask in asks:
-            parameter.requires_grad_(ask)
+    with moded([model]):
+        model.train(training)
+        for parameter, _ in asks:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter, ask in asks:
+                parameter.requires_grad_(ask)
 
 
 class Door(nn.Module):

@@ -26,6 +26,7 @@ LAYERS = (
         *(
             "distributed",
             "noise",
+            "device",
             "geometry",
             "losses",
             "door",

@@ -119,11 +119,8 @@ def torch_device(name: str, threads: int | None = None) -> torch.device:
     """
     import torch
 
+    from robench.device import chosen
+
     if threads:
         torch.set_num_threads(threads)
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        name = next(device for device, is_there in there.items() if is_there)
-    if not there[name]:
-        raise UsageError(f"--device {name}: this machine has none that torch can use; try --device auto")
-    return torch.device(name)
+    return chosen(name)
