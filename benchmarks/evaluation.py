@@ -29,7 +29,6 @@ from torch import Tensor, nn
 from robench import data, recipe, verdict
 from robench.attacks import attack_for
 from robench.attacks.reference import run_reference
-from robench.checkpoint import open_checkpoint, runs
 from robench.data import Split
 from robench.door import Door
 from robench.errors import DataError
@@ -71,9 +70,7 @@ def trained(root: Path, folder: Path, dataset: str, width: int, epochs: int) -> 
     name = "pgd-at" if dataset == "cifar10" else f"pgd-at-{dataset}"
     wanted = recipe.load(name, [*changes, *((f"stage.0.{key}", value) for key, value in short.items())])
     run = Run(wanted, folder / f"evaluation-{dataset}-{width}", data_root=root)
-    there = run.folder.name in {path.name for path in runs(folder)}
-    checkpoint = open_checkpoint(run.folder.name, folder) if there else train(run, resume=run.folder.exists())
-    return checkpoint.load()
+    return train(run).load()
 
 
 def ours(bench: Bench, text: str, threat: ThreatModel, precision: str = "float32") -> Callable[[], Tensor]:

@@ -40,10 +40,9 @@ robench() { # robench NAME SECONDS COMMAND ARGUMENTS...
 }
 
 train() { # train NAME RECIPE ARGUMENTS...
-  local name=$1 recipe=$2 resume=()
+  local name=$1 recipe=$2
   shift 2
-  [ -d "$OUT/checkpoints/$name" ] && resume=(--resume)
-  robench "train-$name" 60 train "$recipe" --out "$OUT/checkpoints/$name" "${resume[@]}" "$@"
+  robench "train-$name" 60 train "$recipe" --out "$OUT/checkpoints/$name" "$@"
 }
 
 attack() { # attack NAME ARGUMENTS...

@@ -166,7 +166,7 @@ def train(
     encoder: str | Checkpoint | None = None,
     seed: int = 0,
     steps: int | None = None,
-    resume: bool = False,
+    resume: bool = True,
     device: str = "",
     checkpoints: str | Path = "checkpoints",
     root: str | Path = "data",
@@ -181,7 +181,7 @@ def train(
         encoder: a checkpoint whose encoder to start from.
         seed: of everything random.
         steps: only so many for each stage (a smoke run); all when None.
-        resume: go on with an interrupted run.
+        resume: go on with an interrupted run; False to begin again.
         device: as torch calls it; the best there is when empty.
         checkpoints: where training runs are.
         root: where data sets are kept.

@@ -18,7 +18,7 @@ from robench.errors import CheckpointError, RobenchError
 from robench.methods import method_for
 from robench.models import Nets, build_nets
 from robench.recipe import Recipe
-from robench.results import Subject
+from robench.results import DAMAGE, Subject
 from robench.spec import build, digest, plain
 from robench.threat import ThreatModel
 
@@ -85,7 +85,7 @@ class Checkpoint:
     def unready(self) -> str:
         """Why it is no classifier yet, and what to do; nothing when it is one."""
         recipe = self.recipe
-        again = f"robench train {recipe.name} --resume --out {self.folder}"
+        again = f"the same robench train command goes on in {self.folder}"
         if self.stages < len(recipe.stage):
             return f"{self.name} is not finished ({self.stages} of {len(recipe.stage)} stages): {again}"
         marker, end, state = (self.folder / name for name in ("run.json", "last.json", "state.pt"))
@@ -229,7 +229,7 @@ def open_checkpoint(text: str, root: Path) -> Checkpoint:
         return found
     except CheckpointError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, RobenchError) as error:
+    except (*DAMAGE, RobenchError) as error:
         raise CheckpointError(
             f"{path} is damaged ({type(error).__name__}: {error}); restore it or train it again"
         ) from None

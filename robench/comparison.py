@@ -304,5 +304,5 @@ def _line(compared: Comparison, entry: Entry) -> dict[str, object]:
 
 def _all_right(results: Sequence[Result]) -> float | None:
     """The share of images right under all results; None without any."""
-    bits = list(map(all, zip(*(r.robust for r in results), strict=True)))
+    bits = left(r.robust for r in results)
     return sum(bits) / len(bits) if bits else None

@@ -26,7 +26,7 @@ from robench.reporting import (
     unproven,
     unreliable,
 )
-from robench.results import Failure, Result, Subject, safe
+from robench.results import DAMAGE, Failure, Result, Subject, safe
 from robench.worst import Bits, left
 
 HEADER = (
@@ -83,7 +83,7 @@ def trained(root: Path) -> dict[str, Stages]:
             found[table["sha256"]] = tuple(
                 {str(k): float(v) for k, v in each.items()} for each in table.get("cost", ())
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except DAMAGE as error:
             raise StoreError(
                 f"{path} is damaged ({error}): restore it, or name another folder by --checkpoints"
             ) from None

@@ -18,7 +18,10 @@ from robench.recipe import names
 State = Literal["ok", "absent", "wrong"]
 
 # package -> the extra that brings it, or nothing for what robench cannot do without
-CORE = ("torch", "torchvision", "numpy", "pandas", "safetensors", "scikit-learn", "pyautoattack", "click", "rich")
+CORE = (
+    *("torch", "torchvision", "numpy", "pandas", "safetensors", "scikit-learn", "scipy", "statsmodels"),
+    *("pyautoattack", "click", "rich"),
+)
 EXTRAS: Mapping[str, str] = {
     "torchattacks": "torchattacks",
     "matplotlib": "plot",
@@ -29,6 +32,7 @@ EXTRAS: Mapping[str, str] = {
     "tensorboard": "tensorboard",
     "wandb": "wandb",
     "mlflow": "mlflow",
+    "submitit": "cluster",
 }
 LOW = 2e9  # bytes that a few checkpoints of a ResNet-18 and their results need
 

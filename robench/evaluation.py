@@ -444,11 +444,6 @@ def check_shape(checkpoint: Target, images: Images) -> None:
         )
 
 
-def unready(checkpoint: Target) -> str:
-    """Why a checkpoint is no classifier yet, and what to do; nothing when it is one."""
-    return checkpoint.unready
-
-
 def check_gradients(attack: str, models: Sequence[Target]) -> None:
     """Refuse to climb on a black box.
 

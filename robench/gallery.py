@@ -11,7 +11,7 @@ from robench.exhibits import Embedding, Exhibits
 from robench.figures import flags_of, names_of
 from robench.panels import Cloud, Examples, Figure
 from robench.reporting import Doubts, apart, doubts, images_of, place, reasons, unproven
-from robench.results import Failure, Result, column, safe
+from robench.results import Failure, Result, asked, safe
 
 KINDS = {  # what is missing where there is none
     "classes": perclass.REMEDY,
@@ -92,7 +92,7 @@ def _examples(results: Sequence[Result], exhibits: Exhibits, doubted: Doubts) ->
         if each.cell in cells and each.examples:
             r = cells[each.cell]
             via = f" from {names[r.source.sha256]}" if r.source else ""
-            title = f"{names[r.subject.sha256]}{via}, {safe(column(r.cell.attack, r.cell.threat))}"
+            title = f"{names[r.subject.sha256]}{via}, {safe(asked(r.cell))}"
             found.setdefault(r.subject.dataset, []).append((r, Examples(title, each.examples)))
     made = []
     for dataset, several in sorted(found.items()):

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from robench.errors import UsageError, nearest
-from robench.results import Failure, Result, column, named
+from robench.results import Failure, Result, asked, named
+from robench.statistic import interval
 
 CLEAN = "clean"
-Z = 1.959964  # of 95 %
 
 
 @dataclass(frozen=True)
@@ -98,20 +98,9 @@ def _judge(gate: Gate, record: Result | Failure) -> Judgement:
     clean = gate.attack == CLEAN
     who = named(record.subject, record.cell.inference)
     source = f" from {record.source.name}" if record.source and not clean else ""
-    what = CLEAN if clean else column(record.cell.attack, record.cell.threat) + source
+    what = CLEAN if clean else asked(record.cell) + source
     if isinstance(record, Failure):
         return Judgement(gate, who, what, None, 0.0, 100.0, passed=False)
     bits = record.clean if clean else record.robust
-    share, (low, high) = sum(bits) / len(bits), wilson(sum(bits), len(bits))
+    share, (low, high) = sum(bits) / len(bits), interval(sum(bits), len(bits))
     return Judgement(gate, who, what, 100 * share, 100 * low, 100 * high, passed=100 * share >= gate.least - 1e-9)
-
-
-def wilson(right: int, count: int) -> tuple[float, float]:
-    """The 95 % interval of a share.
-
-    Source: Wilson 1927.
-    """
-    share, square = right / count, Z**2
-    centre = (share + square / (2 * count)) / (1 + square / count)
-    half = Z / (1 + square / count) * math.sqrt(share * (1 - share) / count + square / (4 * count**2))
-    return max(0.0, centre - half), min(1.0, centre + half)

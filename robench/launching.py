@@ -20,9 +20,8 @@ from typing import Any
 
 import torch
 
-from robench import __version__, exhibits, files, launch, sharing, slurm
+from robench import __version__, exhibits, files, launch, planning, sharing, slurm
 from robench.checkpoint import Checkpoint
-from robench.door import frozen
 from robench.errors import RobenchError, UsageError
 from robench.evaluation import Engine, labels_of
 from robench.job import Job
@@ -33,7 +32,6 @@ from robench.sharing import Ran
 PAUSE = {"local": 0.5, "slurm": 30.0}  # seconds between two looks at the files
 GRACE = 10.0  # seconds that workers here have to end when told to
 TRIES = 2  # how often what is missing is handed out
-FEW = 64  # images that are timed where no result tells the pace
 FOREVER = 60 * 24 * 365  # minutes a worker here may run
 
 MakeTask = Callable[[Path, int, Sequence[str]], Callable[[], object]]
@@ -133,16 +131,8 @@ def pace(engine: Engine, jobs: Sequence[Job], store: Store) -> float:
     known = [each.forwards / each.seconds for each in kept if isinstance(each, Result) and each.seconds > 0]
     if known:
         return statistics.median(known)
-    job = jobs[0]
-    nets, x = engine.loaded(job.checkpoint), engine.images(job.dataset, job.cell.count).x(slice(FEW))
-    times = []
-    for _ in range(2):  # the first also warms up
-        began = time.perf_counter()
-        with frozen(nets):
-            leaf = x.clone().requires_grad_()
-            torch.autograd.grad(nets(leaf).sum(), leaf)[0].sum().item()
-        times.append(time.perf_counter() - began)
-    return len(x) / max(min(times), 1e-9)
+    seen = planning.pace(engine, jobs[0])
+    return 1 / max(seen.forward + seen.gradient, 1e-9)
 
 
 def wanted(engine: Engine, jobs: Sequence[Job], store: Store) -> tuple[Wanted, ...]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from robench import recipe, registry
 from robench.part import held, unfinished
-from robench.results import Failure, Store, named, safe
+from robench.results import Failure, Store, named, safe, searching
 from robench.suite import SUITES
 
 _KINDS = (
@@ -50,13 +50,13 @@ def listing(what: str, results: Path) -> tuple[list[str], list[list[str]]]:
             answers = cell.inference
             name = named(record.subject, answers)
             robust += " (not adaptive)" if answers and not answers.adaptive and not cell.source else ""
-            rows.append([cell.key[:12], name, source, cell.attack, str(cell.threat), str(cell.count), robust])
+            rows.append([cell.key[:12], name, source, searching(cell), str(cell.threat), str(cell.count), robust])
         for parts in begun:
             first, cell = parts[0], parts[0].cell
             source = first.source.name if first.source else "white-box"
             done = f"unfinished: {held(parts)} images"
             name = named(first.subject, cell.inference)
-            rows.append([cell.key[:12], name, source, cell.attack, str(cell.threat), str(cell.count), done])
+            rows.append([cell.key[:12], name, source, searching(cell), str(cell.threat), str(cell.count), done])
         return ["cell", "checkpoint", "source", "attack", "threat", "n", "robust %"], [
             list(map(safe, row)) for row in rows
         ]

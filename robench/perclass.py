@@ -29,6 +29,7 @@ from robench.reporting import (
 from robench.results import Failure, Result, Subject, safe
 from robench.statistic import interval
 from robench.threat import ThreatModel
+from robench.worst import left
 
 REMEDY = (
     "the classes of the images are not stored yet: run robench evaluate again; what is evaluated is not computed anew"
@@ -86,7 +87,7 @@ def worst_case(results: Sequence[Result], subject: Subject, threat: ThreatModel)
     asked = {r.cell.attack for r in at if not r.cell.source and (r.cell.inference is not None) is smoothed}
     if not asked <= {r.cell.attack for r in own if not r.cell.source}:
         return None
-    return tuple(map(all, zip(*(r.robust for r in own), strict=True)))
+    return left(r.robust for r in own)
 
 
 Group = tuple[tuple[str, str, int, int], list[Result], list[int]]

@@ -15,6 +15,7 @@ from robench.checkpoint import Checkpoint, open_checkpoint
 from robench.errors import StoreError, UsageError
 from robench.provenance import provenance
 from robench.recipe import Recipe
+from robench.results import DAMAGE
 from robench.spec import digest, plain
 
 
@@ -69,7 +70,7 @@ def holds(run: Run) -> bool:
     try:
         there = json.loads(marker.read_bytes())
         same = there["identity"] == run.identity
-    except (ValueError, KeyError, TypeError):
+    except DAMAGE:
         raise StoreError(f"{marker} is damaged; choose another folder with --out") from None
     if not same:
         now = _decisive(run)

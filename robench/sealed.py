@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from robench.errors import StoreError, UsageError
+from robench.errors import StoreError
 from robench.files import write_json
+from robench.results import DAMAGE
 from robench.spec import build, digest, plain
 
 T = TypeVar("T")
@@ -55,5 +56,5 @@ def read(path: Path, word: str, kind: Callable[..., T], remedy: str) -> T:
         if held["digest"] != digest(held[word]):
             raise ValueError("its content does not fit its digest")
         return build(kind, held[word])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
+    except DAMAGE as error:
         raise StoreError(f"{path} is damaged or was changed ({error}): delete it and run {remedy}") from error

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from robench.errors import UsageError, missing
 from robench.registry import TRACKERS
-from robench.results import Failure, Result, column, named
+from robench.results import Failure, Result, asked, named
 
 
 class Tracker(Protocol):
@@ -169,7 +169,7 @@ def result_row(record: Result | Failure) -> dict[str, float]:
     if isinstance(record, Failure):
         return {}
     via = f" from {record.source.name}" if record.source else ""
-    what = f"{named(record.subject, record.cell.inference)}/{column(record.cell.attack, record.cell.threat)}{via}"
+    what = f"{named(record.subject, record.cell.inference)}/{asked(record.cell)}{via}"
     count = len(record.clean)
     return {
         f"{what}/clean": sum(record.clean) / count,

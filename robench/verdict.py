@@ -131,7 +131,16 @@ def evaluate(
     if torch.is_inference_mode_enabled():  # which no gradient passes, so outside it, with tensors from outside it
         with torch.inference_mode(False):
             return evaluate(
-                model, attack, x.clone(), y.clone(), classes=classes, seed=seed, ids=ids, batch=batch, source=source
+                model,
+                attack,
+                x.clone(),
+                y.clone(),
+                classes=classes,
+                seed=seed,
+                ids=ids,
+                batch=batch,
+                source=source,
+                precision=precision,
             )
     x, target = x.detach(), as_module(model)
     if any(weight.is_inference() for weight in target.parameters()):

@@ -17,7 +17,7 @@ from robench import diagnosis, exhibits, files
 from robench.errors import RobenchError, StoreError
 from robench.part import Part, held, unfinished
 from robench.reporting import Table, apart, images_of
-from robench.results import FLAG, Failure, Result, column, named, read, safe
+from robench.results import DAMAGE, FLAG, Failure, Result, asked, column, named, read, safe
 
 MANIFEST = "tables.json"
 TOLERANCE = 1e-4  # beyond eps, relative: what the rounding of float32 sums may add
@@ -181,7 +181,7 @@ def _manifest(folder: Path) -> dict[str, dict[str, str | None]]:
             texts = all(value is None or isinstance(value, str) for value in options.values())
             if not texts or not {"form", "table"} <= set(options) <= set(OPTIONS):  # earlier versions had fewer
                 raise ValueError(f"{name} needs options of {', '.join(OPTIONS)}")
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except DAMAGE as error:
         raise StoreError(
             f"{path} is damaged: {error}. Delete it and write the tables again: robench report --out"
         ) from None
@@ -271,7 +271,7 @@ def _weights(results: Sequence[Result], root: Path) -> Check:
             said = json.loads(path.read_bytes())["sha256"]
             content = files.read_vouched(path.with_suffix(".safetensors"), said)
             found = said if content else hashlib.sha256(path.with_suffix(".safetensors").read_bytes()).hexdigest()
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except DAMAGE as error:
             wrong.append(f"{path}: {error}")
             continue
         there.add(found)
@@ -303,4 +303,4 @@ def tables(checks: Sequence[Check]) -> list[Table]:
 def _label(record: Result | Failure | Part) -> str:
     via = f" from {record.source.name}" if record.source else ""
     who = named(record.subject, record.cell.inference)
-    return f"{record.cell.key[:8]} {who}{via}: {column(record.cell.attack, record.cell.threat)}"
+    return f"{record.cell.key[:8]} {who}{via}: {asked(record.cell)}"

@@ -314,6 +314,14 @@ def test_inference_mode_around_an_evaluation_changes_nothing(attack: str) -> Non
     assert found.notes == usual.notes
 
 
+def test_inference_mode_keeps_the_precision_that_was_asked_for() -> None:
+    attack, x, y = attack_for("deepfool", ThreatModel.parse("l2-0.1")), *digits()
+    model = trained()
+    for mode in (False, True):
+        with torch.inference_mode(mode), pytest.raises(UsageError, match="float16"):
+            evaluate(model, attack, x, y, classes=10, precision="float16")
+
+
 def test_weights_from_inside_inference_mode_are_named() -> None:
     with torch.inference_mode():
         model = network(10)
