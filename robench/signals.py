@@ -56,7 +56,8 @@ def listening() -> Iterator[Asked]:
 def terminating() -> Iterator[None]:
     """Inside, SIGTERM ends the process as Ctrl-C does, by an exception, so that what it holds is released.
 
-    For work of which what is under way is lost anyway: files are whole or not there, so any moment will do.
+    For work of which what is under way is lost anyway: files are whole or not there, so any moment will do. SIGUSR1, by which
+    Slurm warns of the end, asks for nothing that is not done already.
     """
 
     def stop(number: int, _frame: FrameType | None) -> None:
@@ -65,8 +66,12 @@ def terminating() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {
+        number: signal.signal(number, action)
+        for number, action in ((signal.SIGTERM, stop), (signal.SIGUSR1, lambda number, frame: None))
+    }
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, action in before.items():
+            signal.signal(number, action)

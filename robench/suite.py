@@ -101,7 +101,7 @@ SUITES = {
             "rocl-table1",
             "RoCL table 1: PGD-20 in linf, l2 and l1, white-box",
             _grid(pgd(), "PGD-20"),
-            tables=("table 1",),
+            tables=("table 1", "table 4", "table 6"),
             notes=(LAST, ROUNDED, UNSTATED),
         ),
         Suite(

@@ -411,7 +411,9 @@ def test_real_recipes_have_whole_rows_of_their_table(name: str) -> None:
     for inference in (None, TSI):
         record = result(on, 8, inference=inference)
         row = [publication.published(record, column, wanted, recipe.load) for column in (None, *wanted.columns)]
-        assert len([each for each in row if each is not None]) in (0, 2, 7)
+        # tables 4 and 6 have clean accuracy and two balls, and no row but these recipes'
+        whole = (3,) if name.startswith("rocl-attack-") and inference is None else (0, 2, 7)
+        assert len([each for each in row if each is not None]) in whole
 
 
 def test_a_recipe_that_is_gone_gives_dashes(tmp_path: Path) -> None:

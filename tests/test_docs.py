@@ -7,16 +7,19 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import click
 import pytest
 
+from robench import reporting, terminal
 from robench.cli import cli
 from robench.listing import listing
 from robench.registry import ATTACKS
 from robench.rendering.markdown import markdown
 from robench.reporting import Table
+from robench.results import Store
 from robench.testing import (
     LAWS,
     cases_for,
@@ -180,9 +183,38 @@ def test_the_figure_of_the_readme_is_what_the_command_draws(
         kept.write_bytes(made.read_bytes())
     assert "docs/demo-curves.svg" in README.read_text()
     assert parts(kept) == parts(made)
+    before, after = places(kept), places(made)
+    assert len(before) == len(after)
+    assert max(abs(one - other) for one, other in zip(before, after, strict=True)) < 0.5
+
+
+def places(path: Path) -> list[float]:
+    """Every coordinate of the paths and texts of an SVG."""
+    every = ElementTree.fromstring(path.read_text()).iter()
+    texts = [each.get(name, "") for each in every for name in ("d", "x", "y", "transform")]
+    return [float(number) for text in texts for number in re.findall(r"-?\d+\.?\d*", text)]
 
 
 def parts(path: Path) -> list[tuple[str, str, str]]:
     """What an SVG is made of, but for coordinates: another release of matplotlib may round them in another way."""
     every = ElementTree.fromstring(path.read_text()).iter()
     return [(each.tag, (each.text or "").strip(), re.sub(r"[\d.-]+", "", each.get("style", ""))) for each in every]
+
+
+def test_the_demos_report_in_every_format_follows_from_its_records(
+    run_cli: Callable[..., tuple[int, str, str]],
+) -> None:
+    kept = sorted(path.name for path in DEMO.glob("report.*"))
+    assert kept == [f"report.{form}" for form in ("csv", "json", "md", "tex")]
+    code, said, err = run_cli("verify", DEMO, "--check")
+    assert code == 0, said + err
+    assert re.search(r"tables follow from the records\W+4\W+ok", said + err)
+
+
+@pytest.mark.parametrize("table", ["white-box", "transfer"])
+def test_a_report_fits_a_terminal_of_eighty(table: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(terminal, "Console", partial(terminal.Console, width=80, force_terminal=True))
+    made = reporting.tables(list(Store(DEMO).records()), table)
+    shown = re.sub("\x1b\\[[0-9;]*m", "", terminal.text(made))
+    assert made[0].title in shown
+    assert max(map(len, shown.splitlines())) <= 80

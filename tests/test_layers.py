@@ -342,6 +342,11 @@ def test_nothing_imports_what_unpickles(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
+def test_nothing_starts_a_loader_of_data(name: str) -> None:
+    assert not [whole for whole, _ in calls(TREES[name]) if whole.rsplit(".", 1)[-1] == "DataLoader"]
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_nothing_runs_a_strangers_text(name: str) -> None:
     assert not [
         f"line {call.lineno}: {why}" for call_name, call in calls(TREES[name]) if (why := forbidden(call_name, call))

@@ -524,7 +524,7 @@ def test_changed_files_are_never_taken_for_others(tmp_path: Path) -> None:
 
 @pytest.mark.nightly
 def test_changed_files_are_never_taken_for_others_in_ten_thousand_cases(tmp_path: Path) -> None:
-    fuzz(tmp_path, 10_000, seed=1)
+    fuzz(tmp_path, 20_000, seed=1)
 
 
 # what verify and list make of them

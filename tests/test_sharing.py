@@ -25,6 +25,7 @@ from robench.evaluation import Engine
 from robench.job import Job
 from robench.part import Parts, Span, gaps
 from robench.results import Store
+from robench.signals import terminating
 
 CPU = torch.device("cpu")
 COUNT = 24
@@ -340,3 +341,11 @@ def test_a_stopped_command_says_that_it_goes_on_and_does(
     assert run_cli(*command)[0] == 0
     assert bare(Store(folder).get(job.cell)) == bare(Engine(CPU).evaluate(job))
     assert finished(folder, [job])
+
+
+def test_a_warning_of_the_end_asks_for_nothing_that_is_not_done() -> None:
+    before = signal.getsignal(signal.SIGUSR1)
+    with terminating():
+        os.kill(os.getpid(), signal.SIGUSR1)
+        time.sleep(0.01)
+    assert signal.getsignal(signal.SIGUSR1) is before
