@@ -156,7 +156,9 @@ def _disk(places: Mapping[str, Path]) -> Iterator[Finding]:
         free = room.f_bavail * room.f_frsize
         writable = os.access(there, os.W_OK)
         text = f"{path}: {free / 1e9:.0f} GB free" + ("" if path.exists() else ", not there yet")
-        if not writable:
+        if path.exists() and not path.is_dir():
+            yield Finding(what, "wrong", f"{path} is a file: name a folder")
+        elif not writable:
             yield Finding(what, "wrong", f"{path} cannot be written: name another folder")
         else:
             yield Finding(what, "ok" if free > LOW else "wrong", text + ("" if free > LOW else ": make room"))

@@ -225,7 +225,7 @@ def _made(entry: Entry, images: Images) -> Any:
             return make(**told, **given)
     except RobenchError:
         raise
-    except Exception as error:  # whatever code from elsewhere does
+    except (Exception, SystemExit) as error:  # whatever code from elsewhere does
         raise UsageError(f"model {entry.name!r} cannot be made: {type(error).__name__}: {error}") from error
 
 
@@ -249,7 +249,7 @@ def _classes(network: nn.Module, images: Images, name: str) -> int:
     try:
         with torch.no_grad():
             logits = network(x)
-    except Exception as error:  # whatever code from elsewhere does
+    except (Exception, SystemExit) as error:  # whatever code from elsewhere does
         said = (str(error).splitlines() or [""])[0]
         raise CheckpointError(
             f"{name} does not take images {'x'.join(map(str, images.shape))} of {images.name}: {type(error).__name__}: {said}. "

@@ -36,6 +36,8 @@ def build(cls: Callable[..., T], table: Mapping[str, Any], where: str = "") -> T
     Raises:
         UsageError: for an unknown, missing or ill-typed key.
     """
+    if "__dataclass_fields__" not in dir(cls):
+        raise UsageError(f"{getattr(cls, '__name__', cls)!r} must be a dataclass, whose fields are its options")
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
     hints = get_type_hints(cls)
     for key in table:

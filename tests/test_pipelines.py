@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import NormalDist
@@ -227,3 +227,55 @@ def test_every_command_says_what_it_does(name: str, run_cli: Cli) -> None:
         each.opts[0] for each in command.params if isinstance(each, click.Option) and not (each.help or each.hidden)
     ]
     assert set(silent) <= {"--device", "--seed", "--format"}  # whose names and choices say it
+
+
+# what comes from elsewhere, and from empty variables
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ("report", "--dataset", ""),
+        ("train", "pgd-at-digits", "--encoder", ""),
+        ("evaluate", ""),
+        ("train", "x", "--out", ""),
+    ],
+)
+def test_an_empty_word_is_refused(line: Sequence[str], run_cli: Cli) -> None:
+    code, out, err = run_cli(*line)
+    assert (code, out) == (2, "")
+    assert f"there is an empty word behind {line[-2]!r}" in err
+
+
+@pytest.mark.parametrize("more", [("--json",), ("--fail-under", "fgsm=1")])
+def test_a_plan_judges_nothing(more: Sequence[str], run_cli: Cli) -> None:
+    code, _, err = run_cli("evaluate", "--attack", "fgsm", "--plan", *more)
+    assert code == 2
+    assert f"--plan attacks nothing, so {more[0]} has nothing to say" in err
+
+
+@pytest.mark.usefixtures("checkpoints")
+def test_what_a_script_prints_is_no_part_of_the_document(run_cli: Cli) -> None:
+    Path("loud.py").write_text(
+        "import torch\nprint('hello')\n\n\ndef make_model(classes):\n    print('making')\n"
+        "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, classes))\n"
+    )
+    line = ["evaluate", "--model", "loud.py:make_model", "--dataset", "digits", "--attack", "fgsm", "--count", "8"]
+    code, out, err = run_cli(*line, "--threat", "linf-0.1", "--device", "cpu", "--json")
+    assert code == 0
+    assert json.loads(out)["new"]
+    assert "making" in err
+
+
+@pytest.mark.usefixtures("checkpoints")
+def test_a_script_that_ends_the_process_is_an_error(run_cli: Cli) -> None:
+    Path("ends.py").write_text("import sys\n\n\ndef make_model():\n    sys.exit(0)\n")
+    code, _, err = run_cli("evaluate", "--model", "ends.py:make_model", "--dataset", "digits", "--attack", "fgsm")
+    assert code == 2
+    assert "cannot be made: SystemExit" in err
+
+
+def test_a_picture_is_a_png(run_cli: Cli) -> None:
+    code, _, err = run_cli("show", "abc", "--images", "1", "--out", "a.svg")
+    assert code == 2
+    assert "the name must end in .png" in err

@@ -18,7 +18,7 @@ from robench.cli.launching import status
 from robench.cli.record import features, list_, show
 from robench.cli.report import plot, report, verify
 from robench.cli.training import sweep, train
-from robench.errors import RobenchError, StoppedError
+from robench.errors import RobenchError, StoppedError, UsageError
 from robench.results import safe
 
 STOPPED = "stopped; what was finished is kept: the same command goes on"
@@ -64,6 +64,19 @@ for command in (
     cli.add_command(command)
 
 
+def _check_filled(given: Sequence[str]) -> None:
+    """Refuse an empty word, as an unset variable of a shell leaves it: an empty path would mean the folder one is in.
+
+    Raises:
+        UsageError: naming the word before it.
+    """
+    for before, word in zip(["robench", *given], given, strict=False):
+        if not word:
+            raise UsageError(
+                f"there is an empty word behind {before!r}; is a variable unset? Give it a value, or leave it away"
+            )
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; errors a person can mend are one line and exit code 2."""
     import os
@@ -76,6 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = [argument for argument in given if argument != "--traceback"]
     code = 0
     try:
+        _check_filled(given)
         code = cli(given, prog_name="robench", standalone_mode=False) or 0
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help() if error.ctx else "", err=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -138,6 +140,8 @@ def evaluate(
     from robench.files import check_writable
     from robench.registry import ATTACKS
 
+    if plan and (idle := [name for name, there in (("--json", as_json), ("--fail-under", thresholds)) if there]):
+        raise UsageError(f"--plan attacks nothing, so {idle[0]} has nothing to say: leave one of them away")
     for attack in attacks:
         ATTACKS.entry(attack)
     wanted = _suites(suites, attacks, threats, sources, draws)
@@ -159,7 +163,8 @@ def evaluate(
     from robench.trackers import result_row, trackers_for, tracking
 
     kept = trackers_for(trackers)
-    with watched(quiet) as monitor, terminating():
+    # what a model from elsewhere prints is no result
+    with watched(quiet) as monitor, terminating(), redirect_stdout(sys.stderr):
         engine = Engine(where.device, where.data_root, batch, monitor, lambda text: say(safe(text)))
         foreign = outside.opened(engine, dataset, quiet)
         others: list[Target] = [foreign] if foreign else []

@@ -44,6 +44,8 @@ def show(
 
     if (images is None) != (out is None and not keep):
         raise UsageError("--images N goes with --out FILE.png, with --keep, or with both")
+    if out is not None and out.suffix.lower() != ".png":
+        raise UsageError(f"--out {out}: pictures are PNG, so the name must end in .png")
     record = showing.find(results, cell)
     click.echo(showing.words(record), nl=False)
     if images is None:

@@ -32,7 +32,7 @@ SMOKE_BATCH = 16
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a recipe value: stage.0.epochs=2")
 @click.option("--dataset", help="Train on another data set: robench list datasets", shell_complete=naming.datasets)
 @click.option(
-    "--resize", type=click.IntRange(min=1), metavar="N", help="Make the images NxN, as an encoder wants them."
+    "--resize", type=click.IntRange(1, 4096), metavar="N", help="Make the images NxN, as an encoder wants them."
 )
 @click.option("--model", help="Train another encoder: robench list models", shell_complete=naming.encoders)
 @click.option("--encoder", metavar="CHECKPOINT", help="Start from the encoder of a trained checkpoint.")
@@ -197,7 +197,7 @@ def _tell_start(run: Run, resume: bool) -> None:
     "--attack", "attacks", multiple=True, default=("pgd-20",), show_default=True, help="An attack. May repeat."
 )
 @click.option("--threat", "threats", multiple=True, type=Threat(), help="By default what each run trains against.")
-@click.option("--count", type=int, help="The first COUNT test images; all by default.")
+@click.option("--count", type=click.IntRange(min=1), help="The first COUNT test images; all by default.")
 @click.option("--encoder", metavar="CHECKPOINT", help="Start every run from the encoder of a trained checkpoint.")
 @click.option("--batch", type=click.IntRange(min=1), default=500, show_default=True, help="Images at once, in attacks.")
 @click.option("--plan", "only_plan", is_flag=True, help="Print the runs and stop.")

@@ -118,7 +118,13 @@ def build_nets(model: str, shape: tuple[int, int, int], dataset: str, normalise:
     """
     entry = MODELS.entry(model)
     make: Callable[..., Encoder] = MODELS.load(entry)
-    encoder = make(shape[0], **entry.options)
+    try:
+        encoder = make(shape[0], **entry.options)
+    except (Exception, SystemExit) as error:  # whatever code from elsewhere does
+        said = f"{type(error).__name__}: {error}"
+        raise UsageError(
+            f"model {model!r} cannot be made: {said}. It is called with the number of channels, and returns an encoder"
+        ) from error
     if not isinstance(getattr(encoder, "features", None), int):
         raise UsageError(f"model {model!r}: its encoder needs an attribute `features`, the width of what it returns")
     half = (0.5,) * shape[0]
