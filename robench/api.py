@@ -19,7 +19,7 @@ from robench.door import moded
 from robench.errors import UsageError
 from robench.evaluation import Engine
 from robench.foreign import Foreign, foreign, open_foreign
-from robench.protocols import Monitor, Target, unwatched
+from robench.protocols import Monitor, Target, unheard, unwatched
 from robench.registry import CLASSIFIERS
 from robench.rendering.csv import tidy
 from robench.rendering.markdown import markdown
@@ -171,6 +171,7 @@ def train(
     checkpoints: str | Path = "checkpoints",
     root: str | Path = "data",
     monitor: Monitor = unwatched,
+    tell: Callable[[str], None] = unheard,
 ) -> Checkpoint:
     """Train a recipe.
 
@@ -186,11 +187,12 @@ def train(
         checkpoints: where training runs are.
         root: where data sets are kept.
         monitor: told about every step.
+        tell: told in words what a person should know while it trains, such as `print`.
 
     Raises:
         UsageError: for a recipe that cannot be run, or a folder that holds another run.
         DataError: if the data is absent.
-        TrainingError: if the loss stops being finite.
+        TrainingError: if the loss stops being finite, or an attack inside a method gains nothing over an epoch.
     """
     wanted = recipe.load(name, list((changes or {}).items()))
     suffix = f"-seed{seed}" if seed else ""
@@ -202,6 +204,7 @@ def train(
         data_root=Path(root),
         steps=steps,
         encoder=open_checkpoint(encoder, Path(checkpoints)) if isinstance(encoder, str) else encoder,
+        tell=tell,
     )
     return training.train(run, resume=resume, monitor=monitor)
 

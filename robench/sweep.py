@@ -24,7 +24,7 @@ from robench.errors import UsageError
 from robench.evaluation import Engine, usual_threat
 from robench.job import Job
 from robench.methods import method_for
-from robench.protocols import Monitor, Progress, unwatched
+from robench.protocols import Monitor, Progress, unheard, unwatched
 from robench.recipe import Published, Recipe
 from robench.reporting import ABSENT, Table
 from robench.results import Failure, Result, Store, safe
@@ -88,6 +88,7 @@ class Plan:
         data_root: where data sets are kept.
         batch: the most images an attack gets at once.
         encoder: a checkpoint whose encoder every run starts from.
+        tell: told in words what a person should know while it trains.
     """
 
     checkpoints: Path
@@ -99,6 +100,7 @@ class Plan:
     data_root: Path = Path("data")
     batch: int = 500
     encoder: Checkpoint | None = None
+    tell: Callable[[str], None] = unheard
 
     def run(self, point: Point) -> Run:
         """A point as a training run."""
@@ -109,6 +111,7 @@ class Plan:
             device=self.device,
             data_root=self.data_root,
             encoder=self.encoder,
+            tell=self.tell,
         )
 
 

@@ -26,6 +26,7 @@ from robench.checkpoint import Checkpoint
 from robench.data import Images, Split
 from robench.door import frozen
 from robench.errors import CheckpointError, TrainingError, UsageError
+from robench.gain import Gain
 from robench.keeping import LOOK_EVERY, Health, Keeper, log
 from robench.methods import method_for
 from robench.models import Nets
@@ -59,7 +60,8 @@ def train(run: Run, *, resume: bool = True, monitor: Monitor = unwatched, asked:
     Raises:
         UsageError: for a recipe that cannot be run, or a folder that holds another run, or that another process trains into.
         DataError: if the data is absent.
-        TrainingError: if the loss stops being finite; the last good state stays.
+        TrainingError: if the loss stops being finite, or an attack inside a method gains nothing over an epoch; the last good
+            state stays.
         StoppedError: if it was asked to stop; the same call goes on where it stopped.
         StoreError: if a file cannot be written; what was written before is whole.
     """
@@ -317,7 +319,7 @@ def _run_epoch(
         nets.named(name).train()
     taken = min(steps, run.steps or steps)
     began, start = time.perf_counter(), state.step
-    health = Health(run, stage, state)
+    health, gain = Health(run, stage, state), Gain(run, stage, state)
     for step in range(start, taken):
         _seed(run, state)
         parts = [
@@ -328,6 +330,7 @@ def _run_epoch(
         for name, term in optimiser.step(method, nets, parts, at, health.note).items():
             state.totals[name] = state.totals[name] + term if name in state.totals else term
         state.step = step + 1
+        gain.note()
         done = state.step - start
         if done == 1 < taken - start:
             began = time.perf_counter()  # the first step also warms up
@@ -344,7 +347,9 @@ def _run_epoch(
             keeper.counted = state.step
             keeper.save()
     health.check(nets)
-    return {name: (total / taken).item() for name, total in state.totals.items()}
+    means = {name: (total / taken).item() for name, total in state.totals.items()}
+    gain.check(means)
+    return means
 
 
 def _seed(run: Run, state: State) -> None:

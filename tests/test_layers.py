@@ -93,6 +93,7 @@ LAYERS = (
         "run",
         "state",
         "keeping",
+        "gain",
         "admission",
         "verdict",
         "indicators",

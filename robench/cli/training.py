@@ -152,7 +152,7 @@ def _train(
             latest[progress.task] = progress
             monitor(progress)
 
-        made = training.train(replace(run, track=rows), resume=resume, monitor=both, asked=asked)
+        made = training.train(replace(run, track=rows, tell=say), resume=resume, monitor=both, asked=asked)
     if "failed" in (outcome := str(made.provenance.get("compile", ""))):
         say(f"--compile {outcome}; trained without")
     if smoke:
@@ -242,6 +242,7 @@ def sweep(
         data_root=where.data_root,
         batch=batch,
         encoder=open_checkpoint(encoder, where.checkpoints) if encoder else None,
+        tell=say,
     )
     states = sweeps.check(points, plan)
     if only_plan:
