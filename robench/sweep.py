@@ -164,6 +164,9 @@ def grid(name: str, varied: Sequence[Axis]) -> list[Point]:
     Raises:
         UsageError: for keys or values a recipe or its methods do not take, or runs that are the same.
     """
+    varied = [replace(axis, key=recipes.spelled(name, axis.key)) for axis in varied]
+    if twice := [axis.key for axis in varied if sum(axis.key == each.key for each in varied) > 1]:
+        raise UsageError(f"--set {twice[0]} is given under two names: put all values in one, {twice[0]}=VALUE,VALUE")
     points = []
     for texts in itertools.product(*(each.texts for each in varied)):
         pairs = list(zip(varied, texts, strict=True))
@@ -179,8 +182,8 @@ def grid(name: str, varied: Sequence[Axis]) -> list[Point]:
         if setting:
             made = replace(made, name=f"{made.name}-{_words(setting)}")
         points.append(Point(_shortened(made.name, seed), setting, made, seed))
-    if twice := [each.name for each in points if sum(other.name == each.name for other in points) > 1]:
-        raise UsageError(f"the grid has the run {twice[0]} twice: two values of it mean the same")
+    if same := [each.name for each in points if sum(other.name == each.name for other in points) > 1]:
+        raise UsageError(f"the grid has the run {same[0]} twice: two values of it mean the same")
     return points
 
 
