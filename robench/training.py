@@ -66,6 +66,8 @@ def train(run: Run, *, resume: bool = True, monitor: Monitor = unwatched, asked:
         StoreError: if a file cannot be written; what was written before is whole.
     """
     files.check_writable(run.folder.parent)
+    if run.steps and run.recipe.labels < 1:
+        run = _with_labels(run)
     with ExitStack() as held:
         with distributed.first() as leads:
             if leads and run.folder.is_dir():
@@ -128,6 +130,19 @@ def _train(run: Run, resume: bool, monitor: Monitor, asked: Asked, lock: ExitSta
         if leads:
             files.remove(states.path_of(run))
     return checkpoint.open_checkpoint(str(run.folder), run.folder.parent)
+
+
+def _with_labels(run: Run) -> Run:
+    """A smoke run whose share of labels leaves every class an image, which on a few images takes more than on many."""
+    kept, _ = data.hold_out(data.load(run.recipe.dataset, Split.TRAIN, run.data_root), run.recipe.validation)
+    least = data.least_share(kept)
+    if least is None or round(run.recipe.labels / least) > 0:
+        return run
+    run.tell(
+        f"labels={run.recipe.labels:g} leaves a class of {kept.name} without an image; this smoke run uses {least:.4g}, one image "
+        "of the smallest class"
+    )
+    return replace(run, recipe=replace(run.recipe, labels=least))
 
 
 def _open_folder(run: Run, resume: bool, lock: ExitStack) -> None:

@@ -131,7 +131,7 @@ def test_long_names_are_cut_and_stay_apart() -> None:
     [
         (["stage.0.optimizer.lr=1,2"], "stage.0.optimizer: unknown key; did you mean 'optimiser'"),
         (["epochs=1,2"], "epochs: unknown key"),
-        (["stage.0.options.regularize=1,2"], "regularize"),
+        (["stage.0.options.regularised=1,2"], "regularised"),
         (["stage.0.options.step=0.1,much"], "much"),
         (["stage.5.epochs=1"], "there is no item '5'"),
         (["model=cnn,resnet81"], "Did you mean 'resnet18'"),
