@@ -135,14 +135,14 @@ def _train(run: Run, resume: bool, monitor: Monitor, asked: Asked, lock: ExitSta
 def _with_labels(run: Run) -> Run:
     """A smoke run whose share of labels leaves every class an image, which on a few images takes more than on many."""
     kept, _ = data.hold_out(data.load(run.recipe.dataset, Split.TRAIN, run.data_root), run.recipe.validation)
-    least = data.least_share(kept)
-    if least is None or round(run.recipe.labels / least) > 0:
+    smallest = data.smallest_class(kept)
+    if not smallest or round(run.recipe.labels * smallest):
         return run
     run.tell(
-        f"labels={run.recipe.labels:g} leaves a class of {kept.name} without an image; this smoke run uses {least:.4g}, one image "
-        "of the smallest class"
+        f"labels={run.recipe.labels:g} leaves a class of {kept.name} without an image; this smoke run uses "
+        f"{1 / smallest:.4g}: one image of the smallest class"
     )
-    return replace(run, recipe=replace(run.recipe, labels=least))
+    return replace(run, recipe=replace(run.recipe, labels=1 / smallest))
 
 
 def _open_folder(run: Run, resume: bool, lock: ExitStack) -> None:

@@ -214,10 +214,9 @@ def labelled(images: Images, share: float, seed: int) -> Images:
     return images if share == 1 else images.take(_chosen(images, share, seed))
 
 
-def least_share(images: Images) -> float | None:
-    """A share of the labels that leaves every class an image, one of the smallest class; None where a class has none at all."""
-    smallest = int(images.y.bincount(minlength=images.classes).min())
-    return 1 / smallest if smallest else None
+def smallest_class(images: Images) -> int:
+    """How many images the class has of which there are fewest."""
+    return int(images.y.bincount(minlength=images.classes).min())
 
 
 def unlabelled(images: Images, share: float, seed: int) -> Tensor:
