@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from robench import recipe
 from robench.checkpoint import Checkpoint
 from robench.cli.training import SMOKE_BATCH, SMOKE_STEPS
+from robench.errors import DataError
 from robench.methods import method_for
 from robench.methods.rocl import RoCL
 from robench.protocols import Progress
@@ -27,11 +29,12 @@ SUFFIXES = {
 }
 
 
-def small(name: str, folder: Path, told: list[Progress], encoder: Checkpoint | None = None) -> Checkpoint:
-    """What `robench train NAME --dataset digits --smoke` does, with a network of few weights."""
-    found = recipe.load(name, [("dataset", "digits"), ("model", "cnn@width=2")])
-    found = dataclasses.replace(found, labels=max(found.labels, 0.1))  # 1 % of 38 digits a class is none
-    run = Run(smoke(found, SMOKE_BATCH), folder, steps=SMOKE_STEPS, encoder=encoder)
+def small(
+    name: str, folder: Path, told: list[Progress], encoder: Checkpoint | None = None, model: str = "cnn@width=2"
+) -> Checkpoint:
+    """What `robench train NAME --dataset digits --smoke` does, with a network of few weights or the recipe's own."""
+    changes = [("dataset", "digits")] + ([("model", model)] if model else [])
+    run = Run(smoke(recipe.load(name, changes), SMOKE_BATCH), folder, steps=SMOKE_STEPS, encoder=encoder)
     return train(run, monitor=told.append)
 
 
@@ -42,6 +45,33 @@ def test_every_recipe_runs_on_digits_in_small(name: str, tmp_path: Path) -> None
     assert made.stages == len(made.recipe.stage)
     assert all(progress.values[FULL] for progress in {p.task: p for p in told}.values())
     made.load()
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", recipe.names())
+def test_every_recipe_runs_on_digits_with_the_network_it_names(name: str, tmp_path: Path) -> None:
+    made = small(name, tmp_path / "run", [], model="")
+    assert made.recipe.model == recipe.load(name).model
+    assert made.stages == len(made.recipe.stage)
+
+
+@pytest.mark.parametrize("name", ["rocl", "linear-labels-1", "robust-linear-resnet50"])
+def test_the_command_line_runs_a_recipe_on_digits_with_the_network_it_names(
+    name: str, tmp_path: Path, run_cli: Callable[..., tuple[int, str, str]]
+) -> None:
+    code, _, err = run_cli(
+        "train", name, "--dataset", "digits", "--smoke", "--checkpoints", tmp_path, "--device", "cpu"
+    )
+    assert code == 0, err
+    assert f"{recipe.load(name).model} on digits" in err
+    smallest = "labels=0.01 leaves a class of digits without an image; this smoke run uses 0.02"
+    assert (smallest in err) == (name == "linear-labels-1")
+    assert (tmp_path / f"{name}-digits-smoke" / "last.json").is_file()
+
+
+def test_a_full_run_still_refuses_a_share_that_leaves_a_class_empty(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"labels=0\.01 leaves no image of class \d of digits"):
+        train(Run(recipe.load("linear-labels-1", [("dataset", "digits"), ("model", "cnn@width=2")]), tmp_path / "run"))
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
