@@ -16,12 +16,12 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from robench.errors import RobenchError, UsageError
 from robench.methods import method_for
 from robench.recipe import Recipe, load
-from robench.spec import build
+from robench.spec import build, plain
 
 THREE_VIEWS = {0: 13.16, 1: 12.64, 5: 12.35, 10: 12.26, 15: 12.18, 21: 12.13}
 SECOND_TERM = {0: 5.98, 5: 5.53, 10: 5.46, 21: 5.38}
@@ -95,15 +95,12 @@ def points(logged: list[dict[str, Any]], weight: float) -> list[Point]:
 
 
 def settings(trained: Recipe) -> dict[str, Any]:
-    """All that moves the loss of a recipe's first stage, with every default written out."""
+    """All that moves the loss of a recipe's first stage, as plain values, with every default written out."""
     stage = trained.stage[0]
-    method = asdict(method_for(stage.method, stage.options))  # type: ignore[call-overload]
-    plain = {key: value for key, value in asdict(trained).items() if key not in (*FREE, "stage")}
-    return {
-        **plain,
-        **{key: value for key, value in asdict(stage).items() if key not in ("options", "probe")},
-        **method,
-    }
+    method: Any = plain(method_for(stage.method, stage.options))
+    whole, first = cast(dict[str, Any], plain(trained)), cast(dict[str, Any], plain(stage))
+    found = {key: value for key, value in whole.items() if key not in (*FREE, "stage")}
+    return {**found, **{key: value for key, value in first.items() if key not in ("options", "probe")}, **method}
 
 
 def departures(run: Mapping[str, Any]) -> list[str]:
