@@ -15,7 +15,10 @@ from robench.errors import DataError
 from robench.methods import method_for
 from robench.methods.rocl import RoCL
 from robench.protocols import Progress
+from robench.publication import nearness
 from robench.run import Run
+from robench.suite import Column
+from robench.threat import ThreatModel
 from robench.training import FULL, smoke, train
 
 # supervised; semi-supervised; self-supervised; on a self-supervised encoder
@@ -110,6 +113,11 @@ def test_every_row_of_table_1_has_a_recipe_for_each_data_set_and_network(name: s
         ("robust-linear-cifar100", "table 8", "CW", "", 0.4477),
         ("finetune-at-ss-resnet50", "table 1, ResNet-50", "PGD-20", "linf-8/255", 0.5244),
         ("transfer-cifar100", "table 3", "PGD-20", "linf-8/255", 0.1533),
+        ("transfer-cifar10", "table 3", "PGD-20", "linf-8/255", 0.1862),
+        ("transfer-cifar10", "table 3", "clean, Shafahi et al. 2020", "", 0.7205),
+        ("transfer-cifar10", "table 3", "PGD-20, Shafahi et al. 2020", "linf-8/255", 0.1770),
+        ("transfer-cifar100", "table 3", "clean, Shafahi et al. 2020", "", 0.4159),
+        ("transfer-cifar100", "table 3", "PGD-20, Shafahi et al. 2020", "linf-8/255", 0.1163),
         ("rocl-attack-cosine", "table 6", "PGD-20", "linf-8/255", 0.0930),
         ("rocl-ablation", "table 10, regularise 1/16", "PGD-20", "linf-8/255", 0.3512),
         ("rocl", "figure 3c, epoch 1000", "clean", "", 0.839),
@@ -130,6 +138,16 @@ def test_published_figures_stand_where_the_paper_has_them(
 def test_norms_learn_unless_a_recipe_says_it_copies_the_released_code(name: str) -> None:
     assert method_for(name, recipe.load(name).stage[0].options).bn == "train"  # type: ignore[attr-defined]
     assert recipe.load("finetune-at-2020").stage[0].options["bn"] == "frozen"
+
+
+@pytest.mark.parametrize("name", ["transfer-cifar10", "transfer-cifar100", "rocl-resnet50"])
+def test_a_figure_quoted_of_another_method_is_never_set_beside_ours(name: str) -> None:
+    found = recipe.load(name).published
+    quoted = [figure for figure in found if "quoted there from" in figure.note]
+    assert len(quoted) == 2
+    column = Column("", "pgd@steps=20,step=0.1", ThreatModel.parse("linf-8/255"))
+    assert all(nearness(figure, column) is nearness(figure, None) is None for figure in quoted)
+    assert any(nearness(figure, column) == 0 for figure in found)
 
 
 def test_suspect_figures_say_why() -> None:
