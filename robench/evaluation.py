@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -438,9 +439,17 @@ def check_shape(checkpoint: Target, images: Images) -> None:
     if (checkpoint.classes, checkpoint.shape) != (images.classes, images.shape):
         theirs = f"{checkpoint.classes} classes of {'x'.join(map(str, checkpoint.shape))} images"
         ours = f"{images.classes} classes of {'x'.join(map(str, images.shape))} images"
+        size = checkpoint.shape[1]
+        sized = (checkpoint.classes, (images.shape[0], size, size)) == (images.classes, checkpoint.shape)
+        plain = re.sub(r"[@,]resize=\d+", "", images.name)
+        other = (
+            f"make the images its size with --dataset {plain}{',' if '@' in plain else '@'}resize={size}, "
+            if sized
+            else ""
+        )
         raise CheckpointError(
             f"{name} was trained for {theirs}; {images.name} has {ours}. "
-            f"Evaluate it on {checkpoint.dataset}, or name other checkpoints"
+            f"Evaluate it on {checkpoint.dataset}, {other}or name other checkpoints"
         )
 
 
