@@ -58,7 +58,7 @@ def test_every_recipe_runs_on_digits_with_the_network_it_names(name: str, tmp_pa
     assert made.stages == len(made.recipe.stage)
 
 
-@pytest.mark.parametrize("name", ["rocl", "linear-labels-1", "robust-linear-resnet50"])
+@pytest.mark.parametrize("name", ["finetune-at", "linear-labels-1", "standard-resnet50"])
 def test_the_command_line_runs_a_recipe_on_digits_with_the_network_it_names(
     name: str, tmp_path: Path, run_cli: Callable[..., tuple[int, str, str]]
 ) -> None:
