@@ -37,7 +37,7 @@ class Gain:
             return
         if float(total) <= 0:
             self.told = True
-            self.run.tell(f"warning: {self._found(float(total) / self.state.step)} so far. {self._check()}")
+            self.run.tell(f"warning: {self._found(float(total) / self.state.step, 'so far in')}. {self._check()}")
 
     def check(self, means: Mapping[str, float]) -> None:
         """Look at a whole epoch.
@@ -47,13 +47,13 @@ class Gain:
         """
         if self.watches and GAIN in means and means[GAIN] <= 0:
             raise TrainingError(
-                f"{self._found(means[GAIN])}, over the whole epoch: its images are no harder than random ones, so nothing is "
+                f"{self._found(means[GAIN], 'over the whole of')}: its images are no harder than random ones, so nothing is "
                 f"trained against. {self._check()}"
             )
 
-    def _found(self, gain: float) -> str:
+    def _found(self, gain: float, when: str) -> str:
         number, epoch = self.state.stage, self.state.epoch + 1
-        return f"the attack of stage {number} ({self.stage.method}) gains {gain:.3g} in epoch {epoch}, and must gain more than 0"
+        return f"the attack of stage {number} ({self.stage.method}) gains {gain:.3g} {when} epoch {epoch}, and must gain more than 0"
 
     def _check(self) -> str:
         return (

@@ -547,7 +547,7 @@ def reversed_rocl(**changes: Any) -> Recipe:
 
 def test_an_attack_with_the_wrong_sign_warns_once_and_stops_after_an_epoch(tmp_path: Path) -> None:
     told: list[str] = []
-    with pytest.raises(TrainingError, match=r"gains -\d.* in epoch 1, and must gain more than 0, over the whole epoch"):
+    with pytest.raises(TrainingError, match=r"gains -\d.* over the whole of epoch 1, and must gain more than 0"):
         train(Run(reversed_rocl(), tmp_path / "run", tell=told.append))
     (warning,) = told
     assert "warning: the attack of stage 0" in warning
