@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,7 @@ def test_loss_and_gradient_are_those_of_one_process(world: int, tmp_path: Path) 
     alone = ranks.every()
     for name, expected in alone.items():
         assert made[name].keys() == expected.keys()
-        assert sum(key.startswith("gradient") for key in expected) > 5
+        assert sum(key.startswith(("gradient", "average")) for key in expected) > 5
         for key, value in expected.items():
             torch.testing.assert_close(made[name][key], value, rtol=0, atol=1e-10, msg=f"{name}: {key}")
 
@@ -74,30 +75,34 @@ def test_own_normalisation_is_torchs_in_one_process() -> None:
 
 
 @pytest.mark.parametrize(
-    ("world", "batch", "method", "options", "said"),
+    ("world", "batch", "parts", "said"),
     [
-        (
-            3,
-            64,
-            "rocl",
-            {},
-            r"3 processes do not divide a batch of 64: use 1, 2, 4, 8, 16, 32, 64 processes, or .*batch=63",
-        ),
-        (2, 64, "rocl", {"groups": 2}, "options.groups=1"),
-        (2, 64, "supcon", {}, "one process only"),
-        (2, 64, "pgd-at", {}, None),
-        (1, 63, "rocl", {"groups": 2}, None),
+        (3, 64, 1, r"3 processes do not divide a batch of 64: use 1, 2, 4, 8, 16, 32, 64 processes, or .*batch=63"),
+        (4, 24, 3, None),
+        (4, 20, 3, r"in 3 parts \(of 6 and 7\): use 1 processes, or .*batch=12"),
+        (2, 64, 1, None),
+        (1, 63, 2, None),
     ],
 )
 def test_what_cannot_be_spread(
-    world: int, batch: int, method: str, options: dict[str, int], said: str | None, monkeypatch: pytest.MonkeyPatch
+    world: int, batch: int, parts: int, said: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(distributed, "world", lambda: world)
+    method = method_for("pgd-at", {})
     if said is None:
-        parallel.check(0, method, method_for(method, options), batch)
+        parallel.check(0, "pgd-at", method, batch, parts)
     else:
         with pytest.raises(UsageError, match=said):
-            parallel.check(0, method, method_for(method, options), batch)
+            parallel.check(0, "pgd-at", method, batch, parts)
+
+
+@pytest.mark.parametrize(("world", "compiled", "refused"), [(2, True, True), (2, False, False), (1, True, False)])
+def test_several_processes_compile_nothing(
+    world: int, compiled: bool, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "world", lambda: world)
+    with pytest.raises(UsageError, match="--compile is for one process") if refused else nullcontext():
+        parallel.check_compiled(compiled)
 
 
 SMALL = (

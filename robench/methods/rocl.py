@@ -12,7 +12,7 @@ from torch import Tensor
 from robench.attacks.ascent import ascend, check_budget
 from robench.errors import UsageError
 from robench.geometry import random_start
-from robench.losses import Positives, contrastive, distance, in_groups
+from robench.losses import Positives, contrastive, distance
 from robench.methods.simclr import SimCLR, check_temperature
 from robench.models import Nets
 from robench.protocols import Batch, Moment, Terms
@@ -90,10 +90,8 @@ class RoCL(SimCLR):
         if self.attack_loss != "contrastive":
             return distance(adv, target, self.attack_loss)
         temperature = self.temperature if self.attack_temperature is None else self.attack_temperature
-        return in_groups(
-            lambda part: contrastive(part, temperature=temperature, anchors=(0,), detach_keys=self.detach_keys),
-            (adv, target),
-            self.groups,
+        return contrastive(
+            (adv, target), temperature=temperature, anchors=(0,), detach_keys=self.detach_keys, groups=self.groups
         )
 
     def instance_attack(self, nets: Nets, x: Tensor, target: Tensor, batch: Batch, at: Moment) -> tuple[Tensor, Tensor]:
@@ -140,13 +138,10 @@ class RoCL(SimCLR):
         """The second term before its weight, one value an anchor."""
         if self.regularise_loss != "contrastive":
             return distance(adv, partner, self.regularise_loss)
-        return in_groups(
-            lambda part: contrastive(
-                part,
-                temperature=self.temperature,
-                anchors=None if self.anchors == "all" else (0,),
-                detach_keys=self.detach_keys,
-            ),
+        return contrastive(
             (adv, partner),
-            self.groups,
+            temperature=self.temperature,
+            anchors=None if self.anchors == "all" else (0,),
+            detach_keys=self.detach_keys,
+            groups=self.groups,
         )
