@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import robench
-from robench import launch, launching, slurm
+from robench import handing, launch, launching, slurm, watch
 from robench.errors import RobenchError, StoreError, UsageError
 from robench.launch import Launch, Piece, Wanted
 from robench.part import gaps
@@ -128,18 +128,17 @@ def test_a_launch_is_read_as_it_was_written(tmp_path: Path) -> None:
         "20260101T000000Z-1", robench.__version__, "slurm", (cell(0, 5, 2.0, 5),), ((Piece("key0", 0, 5),),), ("7",)
     )
     path = launch.put(made, tmp_path)
-    assert launch.latest(tmp_path) == made
+    assert launch.every(tmp_path) == [made]
     assert launch.task(f"{path}:0") == (made, made.tasks[0])
     with pytest.raises(UsageError, match="has the tasks 0 to 0"):
         launch.task(f"{path}:1")
     path.write_text("{")
     with pytest.raises(StoreError, match="is damaged"):
-        launch.latest(tmp_path)
+        launch.every(tmp_path)
     path.unlink()
     with pytest.raises(StoreError, match="all machines share"):
         launch.task(f"{path}:0")
-    with pytest.raises(UsageError, match="nothing was launched"):
-        launch.latest(tmp_path)
+    assert launch.every(tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -174,7 +173,7 @@ def fake(folder: Path, monkeypatch: pytest.MonkeyPatch, **scripts: str) -> None:
 
 
 def test_what_a_cluster_would_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake(tmp_path, monkeypatch, sinfo="echo cpu; echo gpu", scontrol="echo 'MaxArraySize = 11'", srun="echo unseen")
+    fake(tmp_path, monkeypatch, sinfo="echo cpu; echo gpu", scontrol="echo 'MaxArraySize = 11'", srun="echo unseen", sbatch="exit 0")
     slurm.check({"partition": "gpu"}, 10)
     with pytest.raises(UsageError, match=r"no 'cuda'; this cluster has cpu, gpu"):
         slurm.check({"partition": "cuda"}, 1)
@@ -341,4 +340,4 @@ def test_jobs_that_are_taken_away_end_in_the_same_table(
 def test_without_submitit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(RobenchError, match=r"pip install 'robench\[cluster\]'"):
-        launching.imported()
+        handing.imported()
