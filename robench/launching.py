@@ -179,7 +179,8 @@ def plan(engine: Engine, jobs: Sequence[Job], store: Store, order: Order) -> Tab
     images, passes = sum(cost[1] for cost in costs), sum(cost[2] for cost in costs)
     rows.append(("", "all", f"{len(cells):,}", f"{images:,}", f"{passes:,.0f}", f"{passes / speed / 3600:.3g}"))
     notes = (
-        f"{how}. Hours of one GPU, or of one process, if no image is broken early; a part of what is there is left out.",
+        f"{how}. Hours of one GPU or process, as jobs are cut: every pass at the pace of one with its gradient, no image broken "
+        "early, images that are done left out.",
     )
     if not todo:
         notes = ("All is there already: nothing would be submitted.",)

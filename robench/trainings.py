@@ -188,10 +188,10 @@ def _tried(run: Run, why: Path, monitor: Monitor, asked: Asked, train: Train) ->
             return False
         if finished(run):
             return True
-        touch = beat
+        beats = beat
 
         def watched(progress: Progress) -> None:
-            touch()
+            beats()
             monitor(progress)
 
         try:

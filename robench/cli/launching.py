@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 OWN = (  # options that a process of a launch is not given
-    *("launcher", "jobs", "settings", "minutes", "poll", "task"),
+    *("launcher", "jobs", "slurm_settings", "minutes", "poll", "task"),
     *("thresholds", "as_json", "trackers", "quiet", "plan", "only_plan", "resume"),
 )
 
@@ -58,13 +58,13 @@ def launched(command: F) -> Callable[..., None]:
     def told(
         launcher: str | None,
         jobs: int | None,
-        settings: tuple[str, ...],
+        slurm_settings: tuple[str, ...],
         minutes: float | None,
         poll: float | None,
         task: str | None,
         **others: Any,
     ) -> None:
-        command(launcher=Launcher(launcher, jobs, settings, minutes, poll, task), **others)
+        command(launcher=Launcher(launcher, jobs, slurm_settings, minutes, poll, task), **others)
 
     made: Callable[..., None] = told
     options = (
@@ -74,7 +74,7 @@ def launched(command: F) -> Callable[..., None]:
             "--minutes", type=click.FloatRange(min=0.01), help="A job on Slurm lasts about that; 10 by default."
         ),
         click.option(
-            "--slurm", "settings", multiple=True, metavar="KEY=VALUE", help="partition=gpu, time=4h. May repeat."
+            "--slurm", "slurm_settings", multiple=True, metavar="KEY=VALUE", help="partition=gpu, time=4h. May repeat."
         ),
         click.option(
             "--jobs", type=click.IntRange(min=1), help="Processes at a time; by default one for each GPU here."
@@ -282,5 +282,5 @@ def _tell(made: Launch, standings: Sequence[Standing]) -> None:
     ]
     rows(["state", "run", "reached", "by"] if made.runs else ["state", "cell", "images", "by"], lines)
     say(watch.summary(standings))
-    if made.scheduled:
+    if made.scheduled and not all(map(watch.ended, standings)):
         say(f"in Slurm: squeue -j {','.join(made.scheduled)}")
