@@ -34,6 +34,9 @@ def started(line: list[str], env: Mapping[str, str] | None = None) -> Iterator["
     try:
         yield process
     finally:
+        for each in [*children(process.pid), process.pid]:  # those first that have a group of their own
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(each, signal.SIGKILL)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait(30)

@@ -322,17 +322,22 @@ def test_the_demo_by_a_cluster_has_the_same_table(
     assert handed(tmp_path, order, monkeypatch) == lane
 
 
+@pytest.mark.parametrize("how", ["preempted", "warned"])
 @pytest.mark.timeout(900)
-def test_a_preempted_training_ends_in_the_same_weights(tmp_path: Path, node: dict[str, str]) -> None:
+def test_a_training_that_is_taken_away_ends_in_the_same_weights(how: str, tmp_path: Path, node: dict[str, str]) -> None:
     line = command("train", "standard-digits", *SMALL, "--set", "stage.0.epochs=12", "--checkpoints")
     fast = ("--launcher", "slurm", "--slurm", "partition=cpu", "--slurm", "time=10m", "--poll", "1")
     with started([*line, str(tmp_path / "c"), *fast], node) as starter:
         waited(lambda: list(tmp_path.glob("c/*/run.json")))
-        urgent = ["srun", "-p", "urgent", "--exclusive", "--time=1", "sleep", "1"]
-        subprocess.run(urgent, env=node, timeout=LIMIT, check=True, capture_output=True)
+        taken = {
+            "preempted": ["srun", "-p", "urgent", "--exclusive", "--time=1", "sleep", "1"],
+            "warned": ["scancel", "--signal=USR2", "-n", "robench"],
+        }
+        subprocess.run(taken[how], env=node, timeout=LIMIT, check=True, capture_output=True)
         _, told = starter.communicate(timeout=LIMIT)
     assert starter.returncode == 0, told
     assert "1 runs: 1 new" in told
+    assert "once more" not in told
     assert ran([*line, str(tmp_path / "plain")]).returncode == 0
     weights = [(tmp_path / root / "standard-digits" / "last.safetensors").read_bytes() for root in ("c", "plain")]
     assert weights[0] == weights[1]
