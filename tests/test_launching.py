@@ -156,6 +156,51 @@ def test_what_a_cluster_would_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyP
         slurm.check({}, 1)
 
 
+WILLING = {"sinfo": "echo cpu", "scontrol": "echo 'MaxArraySize = 11'", "sbatch": "exit 0", "srun": "echo unseen"}
+
+
+def test_a_plan_says_what_would_be_submitted(
+    trained: Path, tmp_path: Path, run_cli: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bin").mkdir()
+    fake(tmp_path / "bin", monkeypatch, **WILLING)
+    monkeypatch.setattr(launching, "pace", lambda *_: 100.0)  # image passes a second
+    results = tmp_path / "results"
+    line = ("evaluate", "--attack", "pgd-20", "--count", 30, "--batch", 10, "--plan", "--device", "cpu")
+    where = ("--checkpoints", trained, "--results", results)
+    # two cells of 30 images with 21 passes each take 6.3 s; jobs of two seconds are parts of ten images, 2.1 s
+    code, out, told = run_cli(*line, *where, "--launcher", "slurm", "--minutes", 2 / 60, "--slurm", "time=1h")
+    assert code == 0, told
+    rows = [row.split() for row in out.partition("--launcher slurm would hand out")[2].splitlines()]
+    assert [row for row in rows if row and row[0].isdecimal()] == [
+        [str(n), "1", "10", "210", "0.000583"] for n in range(6)
+    ]
+    assert ["all", "2", "60", "1,260", "0.0035"] in rows
+    assert "one array of 6 jobs (time=60; time in minutes)" in out
+    code, out, told = run_cli(*line, *where, "--launcher", "local", "--jobs", 3)
+    assert (code, "3 processes here that share all of it" in out) == (0, True), told
+    short = ("--launcher", "slurm", "--minutes", 0.01, "--attack", "fgsm", "--count", 200)
+    code, _, told = run_cli(*line, *where, *short)
+    assert (code, "and the cluster takes 10: make jobs longer with --minutes" in told) == (2, True), told
+    assert not results.exists()
+
+
+def test_a_folder_that_nodes_do_not_see_is_refused_and_left_as_it_was(
+    trained: Path, tmp_path: Path, run_cli: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bin").mkdir()
+    fake(tmp_path / "bin", monkeypatch, **WILLING)
+    line = ("evaluate", "--attack", "fgsm", "--count", 10, "--checkpoints", trained, "--results", tmp_path / "results")
+    code, _, told = run_cli(*line, "--launcher", "slurm")
+    assert (code, "a node of the cluster does not see" in told, "--results" in told) == (2, True, True), told
+    assert not launch.folder(tmp_path / "results").exists()
+    unwilling = {**WILLING, "sbatch": "echo 'allocation failure: Invalid feature specification' >&2; exit 1"}
+    fake(tmp_path / "bin", monkeypatch, **unwilling)
+    code, _, told = run_cli(*line, "--launcher", "slurm", "--slurm", "constraint=fast")
+    assert code == 2
+    assert "Slurm would take no such job (--slurm constraint=fast): Invalid feature specification" in told
+
+
 @pytest.mark.parametrize(
     ("extra", "said"),
     [
