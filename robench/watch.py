@@ -150,6 +150,9 @@ def tidy(root: Path, *, dead: bool = False, now: Callable[[], float] = time.time
                 files.remove(path)
                 files.remove_folder(launch.logs(root, made.id))
                 gone.append(made)
+    for folder in launch.folder(root).glob("*/"):
+        if not folder.with_name(f"{folder.name}.json").exists():  # a process that ended late wrote after all
+            files.remove_folder(folder)
     files.remove_empty(launch.folder(root))
     return gone
 

@@ -204,39 +204,32 @@ def test_torchrun_and_a_launcher_do_not_go_together(run_cli: Cli, monkeypatch: p
     assert (code, "torchrun several of this one" in told) == (2, True), told
 
 
-def sweep(root: Path, *more: object) -> list[str]:
+def sweep(root: Path, *more: object) -> tuple[object, ...]:
     grid = ("--set", "stage.0.optimiser.lr=0.05,0.1", "--count", 20, "--attack", "fgsm", "--format", "markdown")
     where = ("--checkpoints", root / "c", "--results", root / "r")
-    return command("sweep", "standard-digits", *SMALL, *grid, *where, *more)
+    return ("sweep", "standard-digits", *SMALL, *grid, *where, *more)
 
 
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The table of a sweep without a launcher."""
-    made = ran(sweep(tmp_path_factory.mktemp("plain")))
-    assert made.returncode == 0, made.stderr
-    return made.stdout
+@pytest.mark.timeout(900)
+def test_a_sweep_by_processes_here_has_the_same_table(tmp_path: Path, run_cli: Cli) -> None:
+    code, plain, told = run_cli(*sweep(tmp_path / "plain"))
+    assert code == 0, told
+    here = tmp_path / "here"
+    code, out, told = run_cli(*sweep(here, "--launcher", "local", "--jobs", 2))
+    assert code == 0, told
+    assert out == plain
+    status = ("status", "--results", here / "r", "--checkpoints", here / "c")
+    code, out, told = run_cli(*status)
+    assert (code, out.count("done"), "2 cells: 2 done" in told) == (0, 2, True), told
+    before = {path: path.stat().st_mtime_ns for path in here.glob("[cr]/*/*.json")}
+    code, out, told = run_cli(*sweep(here, "--launcher", "local", "--jobs", 2))
+    assert (code, out, "0 to train" in told) == (0, plain, True), told
+    assert {path: path.stat().st_mtime_ns for path in here.glob("[cr]/*/*.json")} == before
+    assert run_cli(*status, "--clean")[0] == 0
+    assert not list(here.glob("?/launches"))
 
 
-@pytest.mark.timeout(1200)
-def test_a_sweep_by_processes_here_has_the_same_table(tmp_path: Path, plain: str) -> None:
-    made = ran(sweep(tmp_path, "--launcher", "local", "--jobs", 2))
-    assert made.returncode == 0, made.stderr
-    assert made.stdout == plain
-    assert "2 runs: 2 done" in made.stderr
-    assert "2 cells: 2 done" in made.stderr
-    told = ran(command("status", "--results", tmp_path / "r", "--checkpoints", tmp_path / "c"))
-    assert (told.returncode, told.stdout.count("done")) == (0, 2), told.stdout
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("c/*/*.json")}
-    again = ran(sweep(tmp_path, "--launcher", "local", "--jobs", 2))
-    assert (again.returncode, again.stdout) == (0, plain)
-    assert "0 to train" in again.stderr
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("c/*/*.json")} == before
-    gone = ran(command("status", "--clean", "--results", tmp_path / "r", "--checkpoints", tmp_path / "c"))
-    assert gone.returncode == 0, gone.stderr
-    assert not list(tmp_path.glob("?/launches"))
-
-
+@pytest.mark.nightly
 @pytest.mark.timeout(900)
 def test_a_killed_training_is_taken_up_again(tmp_path: Path) -> None:
     line = command("train", "standard-digits", *SMALL, "--seeds", "0,1", "--checkpoints", tmp_path / "c")
@@ -322,6 +315,7 @@ def test_the_demo_by_a_cluster_has_the_same_table(
     assert handed(tmp_path, order, monkeypatch) == lane
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("how", ["preempted", "warned"])
 @pytest.mark.timeout(900)
 def test_a_training_that_is_taken_away_ends_in_the_same_weights(how: str, tmp_path: Path, node: dict[str, str]) -> None:
