@@ -84,6 +84,7 @@ def train(run: Run, *, resume: bool = True, monitor: Monitor = unwatched, asked:
 
 def _train(run: Run, resume: bool, monitor: Monitor, asked: Asked, lock: ExitStack) -> Checkpoint:
     check_precision(run.recipe, run.device)
+    parallel.check_compiled(run.compile)
     methods = [method_for(stage.method, stage.options) for stage in run.recipe.stage]
     check_extra(run, methods)
     images = data.load(run.recipe.dataset, Split.TRAIN, run.data_root)
@@ -94,7 +95,8 @@ def _train(run: Run, resume: bool, monitor: Monitor, asked: Asked, lock: ExitSta
     few = data.labelled(kept, run.recipe.labels, run.seed)
     check_stages(run, methods, images)
     for number, (stage, method) in enumerate(zip(run.recipe.stage, methods, strict=True)):
-        parallel.check(number, stage.method, method, min(stage.batch, len(few if method.supervised else kept)))
+        batch = min(stage.batch, len(few if method.supervised else kept))
+        parallel.check(number, stage.method, method, batch, stage.accumulate)
     spare = _spare(run, kept, few) if any(map(pseudo_share, methods)) else kept.pixels[:0]
     nets = _initial_nets(run, images)
     _with_heads(run, nets, methods[0], State(), images)  # which may be refused, so before anything is written
@@ -339,7 +341,7 @@ def _run_epoch(
         _seed(run, state)
         parts = [
             partial(_batch, run, stage, method, kept, state, ids)
-            for ids in distributed.own(order[step]).chunk(stage.accumulate)
+            for ids in map(distributed.own, order[step].chunk(stage.accumulate))
         ]
         optimiser.rate(state.epoch + (step + 1) / steps)
         for name, term in optimiser.step(method, nets, parts, at, health.note).items():
