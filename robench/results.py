@@ -298,10 +298,12 @@ def read(path: Path) -> Result | Failure:
             record = build(Result, table)
             if record.norms is not None and len(record.norms) != count:
                 raise ValueError(f"{len(record.norms)} norms for {count} images")
-        if path.stem != record.cell.key:
-            raise ValueError(f"it describes the cell {record.cell.key}")
     except DAMAGE as error:
         raise StoreError(f"{path} is damaged: {error}. Move it away and evaluate again") from None
+    if path.stem != record.cell.key:
+        raise StoreError(
+            f"{path} describes the cell {record.cell.key}: rename it to {record.cell.key}.json, or move it away"
+        )
     return record
 
 

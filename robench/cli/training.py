@@ -231,6 +231,7 @@ def sweep(
     from robench.recipe import load
     from robench.terminal import rows, say, watched
 
+    load(recipe)  # a wrong name is said before what is to be set in it
     points = sweeps.grid(recipe, sweeps.axes(settings))
     plan = sweeps.Plan(
         checkpoints=where.checkpoints,
