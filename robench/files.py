@@ -230,8 +230,9 @@ def check_writable(folder: Path) -> None:
         temporary.unlink()
         os.close(handle)
     except OSError as error:
+        why = "it is a file" if isinstance(error, FileExistsError) else error.strerror
         raise StoreError(
-            f"cannot write in {folder}: {error.strerror}. Choose another folder, or make this one writable"
+            f"cannot write in {folder}: {why}. Choose another folder, or make this one writable"
         ) from error
     sweep(folder)
 

@@ -78,7 +78,9 @@ def parse(text: str, attacks: Sequence[str]) -> Gate:
     except ValueError:
         least = math.nan
     if not 0 <= least <= 100:
-        raise UsageError(f"--fail-under {text}: {number} is no percentage; use a number from 0 to 100: {name}=45")
+        raise UsageError(
+            f"--fail-under {text}: {number} is no percentage from 0 to 100; expected ATTACK=PERCENT, such as {name}=45"
+        )
     known = [*dict.fromkeys(attacks), CLEAN]
     if name not in known:
         match = nearest(name, known)

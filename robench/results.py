@@ -225,9 +225,18 @@ class Store:
         """
         paths = sorted((self.folder / "cells").glob("*.json"))
         if not paths:
-            raise StoreError(f"no results in {self.folder}: robench evaluate --attack pgd-20, or robench demo")
+            raise nothing(self.folder)
         for path in paths:
             yield read(path)
+
+
+def nothing(folder: Path) -> StoreError:
+    """The error for a folder without results: what it is instead, and what to do."""
+    if folder.is_file():
+        return StoreError(f"no results in {folder}, which is a file: name the folder, such as --results results")
+    if folder.name == "cells" and any(folder.glob("*.json")):
+        return StoreError(f"no results in {folder}, which holds the cells of {folder.parent}: name that folder")
+    return StoreError(f"no results in {folder}: robench evaluate --attack pgd-20, or robench demo")
 
 
 def _sealed(record: Result | Failure) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from robench.caption import accuracy, percent
 from robench.errors import StoreError, UsageError, nearest
-from robench.results import FLAG, Cell, Failure, Result, Subject, named, read, safe
+from robench.results import FLAG, Cell, Failure, Result, Subject, named, nothing, read, safe
 from robench.statistic import interval
 
 
@@ -34,7 +34,7 @@ def find(folder: Path, text: str) -> Result | Failure:
         raise UsageError(f"{what}: {_NAMED}")
     paths = {path.stem: path for path in sorted((folder / "cells").glob("*.json"))}
     if not paths:
-        raise StoreError(f"no results in {folder}: robench evaluate --attack pgd-20, or robench demo")
+        raise nothing(folder)
     found = [key for key in paths if key.startswith(text)]
     if len(found) > 1:
         listed = ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
@@ -44,7 +44,7 @@ def find(folder: Path, text: str) -> Result | Failure:
         guess = f" Did you mean {match}?" if match else ""
         what = f" {text} is {_kind(path)}." if path.exists() else _of_checkpoint(paths.values(), text)
         raise UsageError(
-            f"no cell in {folder} begins {text!r}.{what or guess} ({len(paths)} cells: robench list results)"
+            f"no cell in {folder} begins {text!r}.{what or guess} ({len(paths)} there: robench list results)"
         )
     return read(paths[found[0]])
 

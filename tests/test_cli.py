@@ -134,7 +134,10 @@ def refused(run: tuple[int, str, str], hint: str) -> None:
         ("evaluate --attack fgsm --inference tsi@", "expected --inference tsi@KEY=VALUE"),
         ("evaluate --attack fgsm --inference tsi@area", "and 'area' is no KEY=VALUE"),
         ("evaluate --attack fgsm --inference tsi@area=9", "--inference tsi: area must be between"),
-        ("evaluate --attack fgsm --fail-under fgsm=101", "101 is no percentage; use a number from 0 to 100: fgsm=45"),
+        (
+            "evaluate --attack fgsm --fail-under fgsm=101",
+            "101 is no percentage from 0 to 100; expected",
+        ),
         ("evaluate --attack fgsm --fail-under fgsm=x", "x is no percentage"),
         ("evaluate --attack fgsm --fail-under fgsm=nan", "nan is no percentage"),
         ("evaluate --attack fgsm --fail-under fgsm", "expected ATTACK=PERCENT, such as autoattack=45"),
@@ -144,7 +147,10 @@ def refused(run: tuple[int, str, str], hint: str) -> None:
         ("evaluate --attack fgsm --jobs 5", "--jobs goes with --launcher slurm or --launcher local"),
         ("evaluate --attack fgsm --model mine.py", "classifier 'mine.py' is a file: name what stands in it"),
         ("evaluate --attack fgsm --model mine.py", "mine.py:NAME, and it is not there"),
-        ("evaluate --attack fgsm --model timm:resnet18 --weights w.pt", "--weights w.pt: there is no such file"),
+        (
+            "evaluate --attack fgsm --model timm:resnet18 --weights w.pt",
+            "there is no file w.pt; name the file of the weights",
+        ),
         ("sweep nowhere", "unknown recipe 'nowhere'"),
         ("train weights.pt", "weights.pt is a file of weights: robench evaluate --model my.py:make_model --weights"),
         ("check attack fgsm --shape 3x4x4", "--shape is for robench check model, and this is robench check attack"),
@@ -156,8 +162,17 @@ def refused(run: tuple[int, str, str], hint: str) -> None:
         ("show results/nowhere", "there is no record results/nowhere: name a cell by its key"),
         ("show 014 --device cpu", "--device goes with --images N"),
         ("plot --kind curves --checkpoints . --out a.svg", "--checkpoints is for --kind training"),
-        ("trian rocl", "trian"),
-        ("--versio", "--versio"),
+        ("trian rocl", "No such command 'trian'. Did you mean 'train'? (robench --help)"),
+        ("--versio", "No such option '--versio'. Did you mean '--version'? (robench --help)"),
+        ("evaluate --atack fgsm", "No such option '--atack'. Did you mean '--attack'? (robench evaluate --help)"),
+        ("check attack fgsm --law", "Option '--law' requires an argument. (robench check --help)"),
+        ("train rocl --seed x", "'x' is not a number. (robench train --help)"),
+        ("evaluate --attack fgsm --plan --track tensorboard", "so --track has nothing to say"),
+        ("evaluate --attack fgsm --threat l0-3", "unknown norm 'l0' (norms: linf, l2, l1)"),
+        ("evaluate --attack fgsm --inference tsi --average vote", "Did you mean 'votes'?"),
+        ("report --format csv --intervals", "--intervals in CSV is for --table white-box or transfer"),
+        ("report --format markdown --out a.html", "--out a.html has the ending of html, and --format is markdown"),
+        ("compare a b --format csv --out a.json", "--out a.json has the ending of json, and --format is csv"),
         ("demo extra", "extra"),
     ],
 )
@@ -232,6 +247,22 @@ def things(here: Path, trained: Path) -> Path:
 
 
 @pytest.mark.parametrize(
+    ("name", "begins"),
+    [
+        ("a.md", "**White"),
+        ("a.csv", "dataset,"),
+        ("a.tex", "% needs"),
+        ("a.json", "{"),
+        ("a.html", "<!doctype html>"),
+        ("a.txt", "White-box"),
+    ],
+)
+def test_the_ending_of_a_file_says_its_format(name: str, begins: str, things: Path, run_cli: Cli) -> None:
+    assert run_cli("report", "--out", name)[:2] == (0, "")
+    assert (things / name).read_text().startswith(begins)
+
+
+@pytest.mark.parametrize(
     ("line", "hint"),
     [
         ("train w.pt", "w.pt is a file of weights: robench evaluate --model my.py:make_model --weights w.pt"),
@@ -247,8 +278,8 @@ def things(here: Path, trained: Path) -> Path:
         ("evaluate {} --dataset npz:nowhere.npz", "No such file or directory"),
         ("evaluate {} --dataset corruptions:page", "page.npy is a web page, not images"),
         ("train rst-digits --set extra=npz:page.npz --smoke", "page.npz is a web page, not images"),
-        ("evaluate --model torchscript:page.pt {}", "page.pt is a web page, not a model (starts with"),
-        ("evaluate --model onnx:nowhere.onnx {}", "--model nowhere.onnx: there is no such file"),
+        ("evaluate --model torchscript:page.pt {}", "page.pt is a web page, not model (starts with"),
+        ("evaluate --model onnx:nowhere.onnx {}", "--model: there is no file nowhere.onnx; name the file of the model"),
         ("evaluate --model my.py:make_model --weights page.pt {}", "page.pt is a web page, not weights"),
         ("check model onnx:page.pt", "page.pt is a web page, not ONNX"),
         (
@@ -260,6 +291,20 @@ def things(here: Path, trained: Path) -> Path:
         ("evaluate --model my.py: {}", "name what stands in it, my.py:NAME (it has make_model, stops)"),
         ("evaluate --model my.py:make_modle {}", "'make_modle', which is not in my.py. Did you mean 'make_model'?"),
         ("evaluate --model ends.py:make {}", "cannot import ends.py: SystemExit: 0"),
+        ("evaluate {} pgd-at-digits@first", "behind the @ stands best or last: pgd-at-digits@last"),
+        ("evaluate {} pgd-at-digit", "Did you mean 'pgd-at-digits'?"),
+        ("evaluate {} checkpoints/pgd-at-digits/last.json", "named by its folder: checkpoints/pgd-at-digits"),
+        ("evaluate {} checkpoints", "it holds runs: name one, such as checkpoints/pgd-at-digits"),
+        ("evaluate {} w.pt", "Weights from elsewhere: robench evaluate --model my.py:make_model --weights w.pt"),
+        ("evaluate {} my.py:make_model", "A classifier from elsewhere: robench evaluate --model my.py:make_model"),
+        ("evaluate {} timm:resnet18", "A classifier from elsewhere: robench evaluate --model timm:resnet18"),
+        ("evaluate {} --source pgd-at-digits+pgd-at-digits", "an ensemble holds each checkpoint once"),
+        ("evaluate {} --dataset digits@x=1", "takes no option 'x' (options: resize)"),
+        ("evaluate {} pgd-at-digits --results page.txt", "cannot write in page.txt: it is a file"),
+        ("diagnose pgd-at-digits --source pgd-at-digits --count 8", "a model is no surrogate of itself"),
+        ("report --results results/cells", "which holds the cells of results: name that folder"),
+        ("verify page.txt", "no results in page.txt, which is a file: name the folder"),
+        ("report --reference page.toml", "page.toml is a web page, not figures"),
         ("check model my.py:stops", "model 'my.py:stops' cannot be made: ValueError: oh"),
         ("check model torchscript:page.pt", "page.pt is a web page, not TorchScript"),
         ("check dataset npz:page.npz", "page.npz is a web page, not images"),
@@ -269,7 +314,7 @@ def things(here: Path, trained: Path) -> Path:
             "is the description of a checkpoint, which robench evaluate attacks",
         ),
         ("show checkpoints/pgd-at-digits", "is a training run: name a cell by its key"),
-        ("show page.txt", "page.txt is a file of another kind. (1 cells: robench list results)"),
+        ("show page.txt", "page.txt is a file of another kind. (1 there: robench list results)"),
         ("show results", "results is a folder of results (--results)."),
         ("show rocl", "That is a checkpoint, with the cells " + CELL.key[:8]),
         ("show other.json", f"other.json describes the cell {CELL.key}: rename it to {CELL.key}.json"),
@@ -647,7 +692,7 @@ def test_a_run_on_own_images_is_found_again(here: Path, run_cli: Cli) -> None:
     assert code == 0, err
     code, _, err = run_cli("evaluate", "--attack", "fgsm")
     assert code == 0, err
-    assert "1 cells: 1 new" in err
+    assert "1 cell: 1 new" in err
 
 
 # real images

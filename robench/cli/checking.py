@@ -42,7 +42,7 @@ def check(
         refuse(context, ["--data"], f"is for robench check dataset, and this is robench check {kind}")
     size = _shape(shape)
     lines, broken = [], 0
-    for law, outcome, demands in _outcomes(kind, name, list(laws) or None, size, classes, data_root):
+    for law, outcome, demands in _outcomes(kind, name, list(dict.fromkeys(laws)) or None, size, classes, data_root):
         broken += outcome.startswith("broken")
         lines.append([law, outcome, demands])
     rows(["law", "outcome", "what it demands"], lines)

@@ -76,7 +76,11 @@ if TYPE_CHECKING:
     "eot-pgd or autoattack-rand, which climb through them.",
 )
 @click.option("--draws", type=int, help="For --inference tsi: augmentations an answer is made of; 30 by default.")
-@click.option("--average", help="For --inference tsi: probabilities (the default) or votes.")
+@click.option(
+    "--average",
+    type=Choice(["probabilities", "votes"]),
+    help="For --inference tsi: probabilities (the default) or votes.",
+)
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of the attacks.")
 @click.option("--batch", type=click.IntRange(min=1), default=500, show_default=True, help="Images at once.")
 @click.option(
@@ -140,7 +144,8 @@ def evaluate(
     from robench.files import check_writable
     from robench.registry import ATTACKS
 
-    if plan and (idle := [name for name, there in (("--json", as_json), ("--fail-under", thresholds)) if there]):
+    unheard = {"--json": as_json, "--fail-under": thresholds, "--track": trackers}
+    if plan and (idle := [name for name, there in unheard.items() if there]):
         raise UsageError(f"--plan attacks nothing, so {idle[0]} has nothing to say: leave one of them away")
     for attack in attacks:
         ATTACKS.entry(attack)
@@ -319,6 +324,10 @@ def diagnose(
     target: Target | None = outside.opened(engine, dataset)
     if target is None:
         target = open_checkpoint(checkpoint or "", where.checkpoints)
+    if any(other.sha256 == target.sha256 for other in others):
+        raise UsageError(
+            f"--source {target.name}: a model is no surrogate of itself; name another, or leave --source away"
+        )
     made = diagnosed(engine, target, threat=threat, sources=others, count=count, seed=seed, corners=corners)
     from robench.reporting import diagnosis_table
 
@@ -456,4 +465,7 @@ def _sources(text: str, targets: Sequence[Target], root: Path) -> list[list[Targ
         raise UsageError(
             f"--source {text}: an ensemble is CHECKPOINT+CHECKPOINT, with a name on each side of the plus sign"
         )
-    return [[open_checkpoint(part, root) for part in parts]]
+    members = [open_checkpoint(part, root) for part in parts]
+    if len({member.sha256 for member in members}) < len(members):
+        raise UsageError(f"--source {text}: an ensemble holds each checkpoint once; one stands twice here")
+    return [[*members]]

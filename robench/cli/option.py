@@ -17,6 +17,7 @@ from robench.threat import ThreatModel
 if TYPE_CHECKING:
     import torch
 
+ENDINGS = {".md": "markdown", ".csv": "csv", ".tex": "latex", ".json": "json", ".html": "html"}
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -133,6 +134,25 @@ def _computing(command: Callable[..., None], folder: Callable[[Any], Any]) -> Ca
     for option in (folder, data_option, threads_option, device_option):
         made = option(made)
     return made
+
+
+def format_of(form: str, out: Path | None) -> str:
+    """The format of a report: the one that was named, or else what the ending of its file says.
+
+    Args:
+        form: of the option `--format` of the command that runs.
+        out: the file, if any.
+
+    Raises:
+        UsageError: if both were named and differ; text for a terminal goes into any file.
+    """
+    meant = ENDINGS.get(out.suffix.lower(), form) if out is not None else form
+    named = click.get_current_context().get_parameter_source("form") is ParameterSource.COMMANDLINE
+    if not named or meant == form or form == "terminal":
+        return form if named else meant
+    raise UsageError(
+        f"--out {out} has the ending of {meant}, and --format is {form}: leave --format away, or end otherwise"
+    )
 
 
 def refuse(context: click.Context, names: Sequence[str], why: str) -> None:

@@ -54,13 +54,11 @@ class Outside:
         if self.model is None and (idle := [option for option, value in given.items() if value is not None]):
             raise UsageError(f"{idle[0]} goes with --model: --model my.py:make_model, or timm:NAME")
         entry = CLASSIFIERS.entry(self.model) if self.model is not None else None
-        named = (("--weights", "weights", self.weights), ("--model", "a model", entry and entry.options.get("file")))
-        for option, wanted, file in named:  # before images are fetched
+        named = (("--weights", "weights", self.weights), ("--model", "model", entry and entry.options.get("file")))
+        for option, what, file in named:  # before images are fetched
             if file is not None and not Path(str(file)).is_file():
-                raise UsageError(
-                    f"{option} {file}: there is no such file; name the one that holds the weights or the model"
-                )
-            if file is not None and (page := files.web_page(Path(str(file)), wanted)):
+                raise UsageError(f"{option}: there is no file {file}; name the file of the {what}")
+            if file is not None and (page := files.web_page(Path(str(file)), what)):
                 raise UsageError(page)
 
     def opened(self, engine: Engine, dataset: str | None, quiet: bool = False) -> Foreign | None:

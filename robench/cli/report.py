@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from robench.cli.asked import Asked, again
-from robench.cli.option import Choice, refuse, results_option, runs_option, there
+from robench.cli.option import Choice, format_of, refuse, results_option, runs_option, there
 from robench.errors import UsageError
 from robench.suite import SUITES
 
@@ -82,6 +82,11 @@ def report(
     """
     from robench.selection import Selection, selected
 
+    form = format_of(form, out)
+    if intervals is not None and form == "csv" and table not in ("white-box", "transfer"):
+        raise UsageError(
+            "--intervals in CSV is for --table white-box or transfer; other tables always have their columns"
+        )
     if checkpoints and form != "html" and table != "cost":
         raise UsageError(f"--checkpoints is for --format html or --table cost; --format {form} has no figures")
     if reference and table not in ("all", "white-box", *SUITES):
