@@ -193,7 +193,7 @@ class Engine:
 
         def told(door: Door) -> None:
             each = door.forwards / (stop - start)
-            watch(min(each / job.passes, 1), door.said or f"{each:.0f} passes an image")
+            watch(min(each / job.passes, 1), door.said or f"{each:.0f} pass{'es' * (each > 1)} an image")
 
         nets, inference, seed = self.loaded(job.checkpoint), job.cell.inference, job.cell.seed
         judged: nn.Module = Smoothed(nets, inference, seed) if inference else nets

@@ -17,7 +17,7 @@ from robench import diagnosis, exhibits, files
 from robench.errors import RobenchError, StoreError
 from robench.part import Part, held, unfinished
 from robench.reporting import Table, apart, images_of
-from robench.results import DAMAGE, FLAG, Failure, Result, asked, column, named, read, safe
+from robench.results import DAMAGE, FLAG, Failure, Result, asked, column, named, nothing, read, safe
 
 MANIFEST = "tables.json"
 TOLERANCE = 1e-4  # beyond eps, relative: what the rounding of float32 sums may add
@@ -58,7 +58,7 @@ def verify(folder: Path, checkpoints: Path | None = None) -> tuple[list[Check], 
     """
     paths = sorted(folder.glob("cells/**/*.json"))
     if not paths and not unfinished(folder)[0]:
-        raise StoreError(f"no results in {folder}: robench evaluate --attack pgd-20, or robench demo")
+        raise nothing(folder)
     opened, damaged = _opened(paths)
     records = [record for _, record in opened]
     results = [record for record in records if isinstance(record, Result)]

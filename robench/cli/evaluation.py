@@ -19,7 +19,7 @@ from robench.cli.option import (
     Threat,
     Where,
     checkpoints_option,
-    compute,
+    compute_on_runs,
     device_option,
     results_option,
     torch_device,
@@ -28,7 +28,7 @@ from robench.cli.option import (
 from robench.cli.outside import Outside, outside
 from robench.cli.report import print_report
 from robench.cli.telling import finish, show_tables, tell, tell_gates
-from robench.errors import UsageError
+from robench.errors import CheckpointError, UsageError
 from robench.threat import ThreatModel
 
 if TYPE_CHECKING:
@@ -76,7 +76,11 @@ if TYPE_CHECKING:
     "eot-pgd or autoattack-rand, which climb through them.",
 )
 @click.option("--draws", type=int, help="For --inference tsi: augmentations an answer is made of; 30 by default.")
-@click.option("--average", help="For --inference tsi: probabilities (the default) or votes.")
+@click.option(
+    "--average",
+    type=Choice(["probabilities", "votes"]),
+    help="For --inference tsi: probabilities (the default) or votes.",
+)
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of the attacks.")
 @click.option("--batch", type=click.IntRange(min=1), default=500, show_default=True, help="Images at once.")
 @click.option(
@@ -100,7 +104,7 @@ if TYPE_CHECKING:
 )
 @click.option("--plan", is_flag=True, help="Show the cells, with passes and hours at most, and attack nothing.")
 @launched
-@compute
+@compute_on_runs
 @results_option
 @click.pass_context
 def evaluate(
@@ -140,10 +144,13 @@ def evaluate(
     from robench.files import check_writable
     from robench.registry import ATTACKS
 
-    if plan and (idle := [name for name, there in (("--json", as_json), ("--fail-under", thresholds)) if there]):
+    unheard = {"--json": as_json, "--fail-under": thresholds, "--track": trackers}
+    if plan and (idle := [name for name, there in unheard.items() if there]):
         raise UsageError(f"--plan attacks nothing, so {idle[0]} has nothing to say: leave one of them away")
     for attack in attacks:
         ATTACKS.entry(attack)
+    if not attacks and not suites:
+        raise UsageError(_nothing(checkpoint, where.checkpoints))
     wanted = _suites(suites, attacks, threats, sources, draws)
     if wanted and precision != "float32":
         raise UsageError(f"--precision {precision} goes with --attack; suite {wanted[0].name} is a table in float32")
@@ -268,7 +275,7 @@ def _ran(
 @click.option("--format", "form", type=Choice(["terminal", "markdown"]), default="terminal", show_default=True)
 @click.option("--dataset", help="For --model: whose test images; cifar10 unless named.")
 @outside
-@compute
+@compute_on_runs
 @results_option
 def diagnose(
     checkpoint: str | None,
@@ -306,6 +313,10 @@ def diagnose(
     target: Target | None = outside.opened(engine, dataset)
     if target is None:
         target = open_checkpoint(checkpoint or "", where.checkpoints)
+    if any(other.sha256 == target.sha256 for other in others):
+        raise UsageError(
+            f"--source {target.name}: a model is no surrogate of itself; name another, or leave --source away"
+        )
     made = diagnosed(engine, target, threat=threat, sources=others, count=count, seed=seed, corners=corners)
     from robench.reporting import diagnosis_table
 
@@ -366,8 +377,6 @@ def _suites(
     from robench.suite import suite
 
     found = [suite(name) for name in names]
-    if not attacks and not found:
-        raise UsageError("nothing to do: name an --attack (robench list attacks) or a --suite (robench list suites)")
     if threats and not attacks:
         raise UsageError(f"--threat goes with --attack; suite {found[0].name} has threats of its own")
     if sources and not attacks and not any(each.roles for each in found):
@@ -375,6 +384,21 @@ def _suites(
     if draws is not None and (own := [each.name for each in found if each.smooths]):
         raise UsageError(f"suite {own[0]} says itself over how many draws; leave --draws out")
     return found
+
+
+def _nothing(names: Sequence[str], root: Path) -> str:
+    """What an evaluation lacks that has no attack: that, and the checkpoints that are not there either."""
+    text = "nothing to do: name an --attack (robench list attacks) or a --suite (robench list suites)"
+    if not names:
+        return text
+    from robench.checkpoint import open_checkpoint
+
+    for name in names:
+        try:
+            open_checkpoint(name, root)
+        except CheckpointError as error:
+            return f"{text}; and {error}"
+    return f"{text}, such as robench evaluate {' '.join(names)} --attack pgd-20"
 
 
 def _inference(text: str | None, draws: int | None, average: str | None) -> Inference | None:
@@ -441,4 +465,7 @@ def _sources(text: str, targets: Sequence[Target], root: Path) -> list[list[Targ
         raise UsageError(
             f"--source {text}: an ensemble is CHECKPOINT+CHECKPOINT, with a name on each side of the plus sign"
         )
-    return [[open_checkpoint(part, root) for part in parts]]
+    members = [open_checkpoint(part, root) for part in parts]
+    if len({member.sha256 for member in members}) < len(members):
+        raise UsageError(f"--source {text}: an ensemble holds each checkpoint once; one stands twice here")
+    return [[*members]]

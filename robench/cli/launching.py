@@ -115,7 +115,8 @@ def order(
         ]
         extra += ["--slurm"] if given.settings else []
         if extra:
-            raise UsageError(f"{extra[0]} goes with --launcher local or --launcher slurm")
+            only = " or --launcher local" if extra[0] in ("--jobs", "--poll") else ""
+            raise UsageError(f"{extra[0]} goes with --launcher slurm{only}")
         return None
     if given.name == "local" and (given.settings or given.minutes is not None):
         raise UsageError(f"{'--slurm' if given.settings else '--minutes'} goes with --launcher slurm")

@@ -351,6 +351,7 @@ def sweep(
     from robench.recipe import load
     from robench.terminal import rows, say, watched
 
+    load(recipe)  # a wrong name is said before what is to be set in it
     points = sweeps.grid(recipe, sweeps.axes(settings))
     handed = order(launcher, context, lambda needed: (recipe,))
     mine = launch.task(launcher.task) if launcher.task else None
