@@ -219,11 +219,11 @@ def _work(runs: Sequence[Run], root: Path, made: Launch, pieces: Sequence[Piece]
     """Train what this process of a launch was handed."""
     from robench import trainings
     from robench.signals import listening
-    from robench.terminal import watched
+    from robench.terminal import say, watched
 
     def tracked(run: Run, monitor: Monitor, asked: Asked) -> None:
         with _tracked(run, trackers) as told:
-            trainings.trained_here(told, monitor, asked)
+            trainings.trained_here(replace(told, tell=say), monitor, asked)
 
     with watched() as monitor, listening() as asked:
         trainings.work(runs, made, pieces, root, monitor, asked, tracked)
