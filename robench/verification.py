@@ -21,7 +21,7 @@ from robench.results import DAMAGE, FLAG, Failure, Result, asked, column, named,
 
 MANIFEST = "tables.json"
 TOLERANCE = 1e-4  # beyond eps, relative: what the rounding of float32 sums may add
-OPTIONS = ("form", "table", "dataset", "intervals", "attack", "threat", "source", "seed", "reference")
+OPTIONS = ("form", "table", "dataset", "intervals", "attack", "threat", "source", "seed", "reference", "by", "unit")
 
 Render = Callable[[Sequence[Result | Failure], Mapping[str, str | None]], str]
 
@@ -233,11 +233,11 @@ def _diagnoses(folder: Path) -> Check:
 
 
 def _exhibits(folder: Path, results: Sequence[Result]) -> Check:
-    """Labels, pictures and features beside the cells: whether they can be read, and fit some cell."""
+    """Labels, pictures, features and costs of training beside the cells: whether they can be read, and fit some cell."""
     try:
         found = exhibits.load(folder)
     except StoreError as error:
-        return Check("labels, pictures, features", 0, (str(error),))
+        return Check("what lies beside the cells", 0, (str(error),))
     counts = {r.cell.data: r.cell.count for r in results}
     cells = {r.cell.key: r for r in results}
     wrong = [
@@ -251,8 +251,8 @@ def _exhibits(folder: Path, results: Sequence[Result]) -> Check:
             numbers += [e.number for e in each.examples if e.number < cell.cell.count and cell.robust[e.number]]
             wrong += [f"pictures of {each.cell}: image {number} is not broken there" for number in numbers]
     said = [f"pictures of {each.cell}, which is not here" for each in found.pictures if each.cell not in cells]
-    looked = len(found.labels) + len(found.pictures) + len(found.embeddings)
-    return Check("labels, pictures, features", looked, tuple(wrong), tuple(said))
+    looked = len(found.labels) + len(found.pictures) + len(found.embeddings) + len(found.training)
+    return Check("what lies beside the cells", looked, tuple(wrong), tuple(said))
 
 
 def _leftovers(folder: Path) -> Check:

@@ -82,6 +82,8 @@ LAYERS = (
         "verification",
         "showing",
         "cost",
+        "spending",
+        "spending",
         "doctor",
         "leaderboard",
         "trackers",
@@ -153,7 +155,10 @@ LIGHT = (
     "paired",
     "figures",
     "gallery",
-    *(f"rendering.{name}" for name in ("markdown", "csv", "latex", "json", "html", "drawing", "axes", "notebook")),
+    *(
+        f"rendering.{name}"
+        for name in ("markdown", "csv", "latex", "json", "html", "drawing", "axes", "scatter", "look", "notebook")
+    ),
     "publication",
     "entry",
     "comparison",
@@ -161,6 +166,7 @@ LIGHT = (
     "verification",
     "showing",
     "cost",
+    "spending",
     "gates",
     "leaderboard",
     "trackers",

@@ -16,6 +16,8 @@ from robench.threat import ThreatModel
 if TYPE_CHECKING:
     import torch
 
+BY = ("training", "evaluation", "total")  # `spending.BY`, which is not imported for --help
+UNITS = ("seconds", "passes", "joules")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -107,6 +109,33 @@ def compute(command: Callable[..., None]) -> Callable[..., None]:
 
     made: Callable[..., None] = told
     for option in (checkpoints_option, data_option, threads_option, device_option):
+        made = option(made)
+    return made
+
+
+def filtered(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that say which results it is about, as one `selection`."""
+
+    @wraps(command)
+    def told(dataset: str | None, **others: Any) -> None:
+        from robench.selection import Selection
+
+        named = {name: others.pop(name) for name in ("attack", "threat", "source", "seed")}
+        command(selection=Selection(dataset=(dataset,) if dataset else (), **named), **others)
+
+    made: Callable[..., None] = told
+    for option in (
+        click.option("--seed", multiple=True, metavar="N", help="Only these seeds of attacks. May repeat."),
+        click.option(
+            "--source",
+            multiple=True,
+            metavar="CHECKPOINT",
+            help="Only crafted on these, or on none: white-box. May repeat.",
+        ),
+        click.option("--threat", multiple=True, metavar="NORM[-EPS]", help="Only these norms or threats. May repeat."),
+        click.option("--attack", multiple=True, metavar="NAME", help="Only these attacks. May repeat."),
+        click.option("--dataset", help="Only results on this data set."),
+    ):
         made = option(made)
     return made
 
