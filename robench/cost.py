@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 from robench.diagnosis import Diagnosis
@@ -163,11 +164,16 @@ def csv(
     for part, group in zip(parts, groups, strict=True):
         table = _table(part, place(group, groups), doubted, False, by, unit)
         lines += [
-            (table.title, *cells, "; ".join(reasons(row.subject, doubted)))
+            (table.title, *map(_plain, cells), "; ".join(reasons(row.subject, doubted)))
             for row, cells in zip(part, table.rows, strict=True)
         ]
     heads = [" ".join(filter(None, pair)) for pair in zip(*header(), strict=True)]
     return as_csv(pandas.DataFrame(lines, columns=["table", "group", *heads, "flags"]))
+
+
+def _plain(text: str) -> str:
+    """A number as programs read it."""
+    return text.replace(",", "") if re.fullmatch(r"\d{1,3}(,\d{3})+(\.\d+)?", text) else text
 
 
 def figures(

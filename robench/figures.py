@@ -11,9 +11,10 @@ from pathlib import Path
 
 from robench import worst
 from robench.diagnosis import Diagnosis
+from robench.doubt import beyond_flags
 from robench.errors import StoreError
 from robench.panels import Cost, Curves, Figure, Line, Matrix, Panel, Point, Training, Union
-from robench.reporting import NORMS, Doubts, apart, doubts, images_of, ordered, place, reasons, unproven
+from robench.reporting import NORMS, Doubts, apart, images_of, ordered, place, reasons, unproven
 from robench.results import FLAG, Failure, Result, Subject, safe
 from robench.threat import ThreatModel
 
@@ -47,7 +48,7 @@ def figures(
     alone = {r.cell.key for r in unproven(results)}
     results = [r for r in results if r.cell.key not in alone]
     groups = sorted({images_of(r) for r in results}, key=str)
-    doubted = doubts((), diagnoses)
+    doubted = beyond_flags(results, diagnoses)
     made = []
     for each, (what, caption, panels, _) in KINDS.items():
         if each == "pareto":

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from robench import perclass
 from robench.diagnosis import Diagnosis
+from robench.doubt import beyond_flags
 from robench.errors import StoreError
 from robench.exhibits import Embedding, Exhibits
 from robench.figures import flags_of, names_of
@@ -43,7 +44,7 @@ def figures(
     """
     results = sorted((r for r in records if isinstance(r, Result)), key=lambda r: r.cell.key)
     diagnosed = list(diagnoses)
-    doubted = doubts((), diagnosed)
+    doubted = beyond_flags(results, diagnosed)
     made: list[Figure] = []
     if kind in ("all", "classes"):
         made += _classes(results, exhibits, doubted)

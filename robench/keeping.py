@@ -48,7 +48,7 @@ class Keeper:
         self.first = state.fresh
         self.counted = state.step  # steps of the epoch under way whose cost is counted
         self.meter, self.head = Meter(run.device), head
-        self.passes = nets.passes = Passes()
+        self.passes = nets.counter = Passes()
         self.saved, self.pause = time.monotonic(), SAVE_EVERY
 
     def account(self, images: int) -> None:

@@ -18,6 +18,7 @@ from robench.errors import RobenchError, StoreError
 from robench.part import Part, held, unfinished
 from robench.reporting import Table, apart, images_of
 from robench.results import DAMAGE, FLAG, Failure, Result, asked, column, named, read, safe
+from robench.signs import LOOKS, signs
 
 MANIFEST = "tables.json"
 TOLERANCE = 1e-4  # beyond eps, relative: what the rounding of float32 sums may add
@@ -69,6 +70,7 @@ def verify(folder: Path, checkpoints: Path | None = None) -> tuple[list[Check], 
         Check("one value for each cell", len(opened), tuple(_doubled(opened))),
         Check("failed cells", len(failures), said=tuple(f"{_label(f)}: {f.reason}" for f in failures)),
         Check("flags", len(results), said=tuple(f"{_label(r)}: {FLAG}{flag}" for r in results for flag in r.flags)),
+        Check("indicators in the results", len(results), said=tuple(_signs(results))),
         Check("the grid is complete", len(results), said=tuple(absent(results))),
         _unfinished(folder),
         _diagnoses(folder),
@@ -78,6 +80,16 @@ def verify(folder: Path, checkpoints: Path | None = None) -> tuple[list[Check], 
     if checkpoints is not None:
         checks.append(_weights(results, checkpoints))
     return checks, records
+
+
+def _signs(results: Sequence[Result]) -> list[str]:
+    """What the bits of several attacks say of a model, beside the flags."""
+    return [
+        f"{each.name} at {each.threat}: {row.verdict} {row.id} {row.name}: {row.reason}"
+        for each in signs(results)
+        for row in each.rows
+        if row.verdict in ("fail", "suspect") and row.id not in LOOKS
+    ]
 
 
 def inconsistent(result: Result) -> list[str]:

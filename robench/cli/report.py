@@ -35,11 +35,12 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--table",
-    type=Choice(["all", "white-box", "transfer", "union", "cells", "cost", "classes", *SUITES]),
+    type=Choice(["all", "white-box", "transfer", "union", "cells", "cost", "classes", "indicators", *SUITES]),
     default="all",
     show_default=True,
     help="A suite's table has ours beside the published; union: what attacks leave together, and what each adds; "
-    "classes: the class that is worst off. CSV holds one table: `cells` (a row per result) unless named.",
+    "classes: the class that is worst off; indicators: signs of masked gradients. CSV holds one table: `cells` (a row per "
+    "result) unless named.",
 )
 @click.option(
     "--intervals/--no-intervals",
@@ -244,7 +245,7 @@ def _render(
     if asked.form == "latex":
         return latex(made)
     if asked.form == "json":
-        return json(made, records)
+        return json(made, records, diagnoses)
     if asked.form == "html":
         drawn = figures(records, diagnoses=diagnoses, unit=asked.unit) + _worth(records, asked, diagnoses, shown)
         drawn += training(asked.checkpoints) if asked.checkpoints else []
@@ -284,7 +285,7 @@ def _text(records: Sequence[Result | Failure], asked: Asked, *, file: bool, resu
     if asked.form == "csv" and asked.table in ("all", "cells"):
         if asked.reference:
             raise UsageError("--reference needs --table white-box or a suite's in CSV, where all means cells")
-        return csv(records, "cells")
+        return csv(records, "cells", diagnoses)
     if asked.table == "cells":
         raise UsageError("--table cells is for --format csv")
     references = reference.load(asked.reference) if asked.reference else ()
@@ -306,13 +307,15 @@ def _tables(
     references: Sequence[Reference],
     shown: Exhibits,
 ) -> list[Table]:
-    from robench import comparison, cost, perclass, reporting, union
+    from robench import comparison, cost, perclass, reporting, standing, union
     from robench.results import Result
 
     if asked.table == "cost":
         return cost.tables(records, _costs(asked, shown), diagnoses, asked.spelled, asked.by, asked.unit)
     if asked.table == "classes":
         return perclass.tables(records, shown.labels, diagnoses, asked.spelled)
+    if asked.table == "indicators":
+        return standing.tables(records, diagnoses)
     if asked.table == "union":
         return union.tables(records, diagnoses, asked.spelled)
     if asked.table in SUITES:
@@ -324,6 +327,8 @@ def _tables(
         made += perclass.tables(records, shown.labels, diagnoses, asked.spelled)
     if asked.form == "html" and asked.table == "all" and any(isinstance(record, Result) for record in records):
         made += cost.tables(records, _costs(asked, shown), diagnoses, asked.spelled, asked.by, asked.unit)
+        if any(record.cell.inference is None for record in records if isinstance(record, Result)):
+            made += standing.tables(records, diagnoses)
     return made
 
 
@@ -334,13 +339,15 @@ def _csv(
     references: Sequence[Reference],
     shown: Exhibits,
 ) -> str:
-    from robench import comparison, cost, perclass, union
+    from robench import comparison, cost, perclass, standing, union
     from robench.rendering.csv import csv
 
     if asked.table == "cost":
         return cost.csv(records, _costs(asked, shown), diagnoses, asked.by, asked.unit)
     if asked.table == "classes":
         return perclass.csv(records, shown.labels, diagnoses)
+    if asked.table == "indicators":
+        return standing.csv(records, diagnoses)
     if asked.table == "union":
         return union.csv(records, diagnoses)
     if asked.table in SUITES:

@@ -70,14 +70,14 @@ class Nets(nn.Module):
         parts: heads by name, such as `projector` and `head`.
         precision: of the encoder's arithmetic; images, weights, heads and whatever follows them stay float32.
         twin: what stands in for these networks in attacks inside training (`robench.twin`), while they train.
-        passes: what counts the images that pass, while they train.
+        counter: what counts the images that pass, while they train.
     """
 
     def __init__(self, encoder: Encoder, entrance: nn.Module) -> None:
         super().__init__()
         self.precision = torch.float32
         self.twin: Any = None
-        self.passes: Passes | None = None
+        self.counter: Passes | None = None
         self.entrance = entrance
         self.encoder = encoder
         self.parts = nn.ModuleDict()
@@ -85,7 +85,7 @@ class Nets(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """What the encoder makes of images, (n, features)."""
         found = self._encoded(self.entrance(x))
-        return found if self.passes is None else self.passes.counted(found)
+        return found if self.counter is None else self.counter.counted(found)
 
     def _encoded(self, x: Tensor) -> Tensor:
         if self.precision is torch.float32:
