@@ -43,8 +43,10 @@ class Checkpoint:
         metrics: the figures of its epoch, on the validation split.
         provenance: where it came from.
         cost: of each stage so far, those of the encoder it started from first: `seconds` of wall time on the device,
-            `images` that gradient steps were taken on, `peak_memory` in bytes and `joules` where the device counts them.
-            Work that an interruption lost is not in it. Empty in checkpoints of before it was measured.
+            `device_seconds` the same of all devices together, `images` that gradient steps were taken on, images that passed
+            the encoder `forwards` and `backwards`, `peak_memory` in bytes and `joules` where the device counts them, `head`
+            for a stage that put a head on an encoder. Up to this epoch; work that an interruption lost is not in it. Empty
+            in checkpoints of before it was measured.
     """
 
     folder: Path
@@ -95,6 +97,14 @@ class Checkpoint:
         if "head" not in nets_after(recipe, self.stages, self.classes, self.shape).parts:
             return f"{self.name} is an encoder without a head: robench train linear --encoder {self.folder}"
         return ""
+
+    @property
+    def spent(self) -> tuple[Mapping[str, float], ...]:
+        """What it cost to get here: the best epoch of a run is known when the run is over, so its whole cost counts."""
+        if self.kind == "best" and (self.folder / "last.json").is_file():
+            with suppress(CheckpointError):  # of weights that nobody asks for
+                return open_checkpoint(f"{self.folder}@last", self.folder.parent).cost
+        return self.cost
 
     def subject(self, dataset: str) -> Subject:
         """What tables need to know of it."""

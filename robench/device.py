@@ -19,3 +19,8 @@ def chosen(name: str) -> torch.device:
     if not there.get(name.partition(":")[0], False):
         raise UsageError(f"--device {name}: this machine has none that torch can use; try --device auto")
     return torch.device(name)
+
+
+def named(device: torch.device) -> str:
+    """How provenance calls a device: a GPU by its model, too."""
+    return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type

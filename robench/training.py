@@ -7,7 +7,7 @@ from the global generator is one of (seed, stage, epoch, step), so a resumed run
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -24,6 +24,7 @@ from robench.attacks.pgd import PGD
 from robench.augment import as_float, augment
 from robench.checkpoint import Checkpoint
 from robench.data import Images, Split
+from robench.device import named
 from robench.door import frozen
 from robench.errors import CheckpointError, TrainingError, UsageError
 from robench.gain import Gain
@@ -119,7 +120,7 @@ def _train(run: Run, resume: bool, monitor: Monitor, asked: Asked, lock: ExitSta
         if optimiser_state is not None:
             optimiser.load_state_dict(optimiser_state)
             optimiser_state = None
-        keeper = Keeper(run, nets, optimiser, state, images, asked)
+        keeper = Keeper(run, nets, optimiser, state, images, asked, _on_an_encoder(run, methods, state.stage))
         try:
             _run_stage(run, nets, stage, method, sets, keeper, learning, monitor)
         except torch.OutOfMemoryError as error:
@@ -296,7 +297,7 @@ def _reached(run: Run, kept: Images, state: State, row: Mapping[str, Any], arith
         shape=kept.shape,
         sha256="",
         metrics={key: value for key, value in row.items() if isinstance(value, float)},
-        provenance=provenance(str(run.device), torch.get_num_threads())
+        provenance=provenance(named(run.device), torch.get_num_threads())
         | arithmetic.told
         | ({"processes": distributed.world()} if distributed.world() > 1 else {}),
         cost=(*_before(run), *state.cost),
@@ -307,7 +308,13 @@ def _before(run: Run) -> tuple[Mapping[str, float], ...]:
     """What the encoder that a run starts from has cost; a stage whose cost nobody knows makes the sum unknown too."""
     if run.encoder is None:
         return ()
-    return run.encoder.cost or ({},)
+    return run.encoder.spent or ({},)
+
+
+def _on_an_encoder(run: Run, methods: Sequence[Method], stage: int) -> bool:
+    """Whether a stage puts a head on an encoder that was given, or that an earlier stage trained without one."""
+    before = run.encoder is not None or any("head" not in method.trains for method in methods[:stage])
+    return "head" in methods[stage].trains and before
 
 
 def _due(stage: Stage, epoch: int, last: bool) -> bool:

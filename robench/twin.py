@@ -55,6 +55,7 @@ class Twin:
     def __init__(self, nets: Nets, *, fold: bool = True, adapt: Adapt = lambda encoder: encoder) -> None:
         shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in nets.parameters()}
         shared |= {id(buffer): buffer for buffer in nets.buffers()}
+        shared[id(nets.counter)] = nets.counter
         assert nets.twin is None
         self.nets: Nets = copy.deepcopy(nets, shared).eval()
         encoder = folded(self.nets.encoder, nets.precision) if fold else self.nets.encoder
