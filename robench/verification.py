@@ -17,7 +17,7 @@ from robench import diagnosis, exhibits, files
 from robench.errors import RobenchError, StoreError
 from robench.part import Part, held, unfinished
 from robench.reporting import Table, apart, images_of
-from robench.results import DAMAGE, FLAG, Failure, Result, asked, column, named, read, safe
+from robench.results import DAMAGE, FLAG, Failure, Result, asked, column, differences, named, read, safe
 
 MANIFEST = "tables.json"
 TOLERANCE = 1e-4  # beyond eps, relative: what the rounding of float32 sums may add
@@ -206,9 +206,8 @@ def _doubled(opened: Iterable[tuple[Path, Result | Failure]]) -> list[str]:
         if not isinstance(record, Result):
             continue
         other, there = first.setdefault(record.cell.key, (path, record))
-        if (there.clean, there.robust) != (record.clean, record.robust):
-            counts = f"{sum(there.robust)} and {sum(record.robust)} robust images"
-            wrong.append(f"{other} and {path} hold different results for one cell: {counts}")
+        if said := differences(there, record):
+            wrong.append(f"{other} and {path} hold different results for one cell: {said}")
     return wrong
 
 
