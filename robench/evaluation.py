@@ -312,6 +312,8 @@ class Engine:
     def loaded(self, checkpoint: Target) -> nn.Module:
         """The network of a checkpoint on the engine's device, loaded once."""
         if checkpoint.sha256 not in self._nets:
+            if isinstance(checkpoint, Checkpoint) and (doubt := checkpoint.doubt):
+                self.tell(f"note: {doubt}")
             self._nets[checkpoint.sha256] = checkpoint.load(self.device)
         return self._nets[checkpoint.sha256]
 

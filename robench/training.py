@@ -24,7 +24,7 @@ from robench.attacks.pgd import PGD
 from robench.augment import as_float, augment
 from robench.checkpoint import Checkpoint
 from robench.data import Images, Split
-from robench.device import named
+from robench.device import exhausted, halving, named
 from robench.door import frozen
 from robench.errors import CheckpointError, TrainingError, UsageError
 from robench.gain import Gain
@@ -123,11 +123,10 @@ def _train(run: Run, resume: bool, monitor: Monitor, asked: Asked, lock: ExitSta
         keeper = Keeper(run, nets, optimiser, state, images, asked, _on_an_encoder(run, methods, state.stage))
         try:
             _run_stage(run, nets, stage, method, sets, keeper, learning, monitor)
-        except torch.OutOfMemoryError as error:
-            raise TrainingError(
-                f"stage {state.stage} ({stage.method}) does not fit into the memory of {run.device} with {stage.batch} images a "
-                f"step: --set stage.{state.stage}.batch={max(stage.batch // 2, 1)}, which is another run, so with another --out"
-            ) from error
+        except (RuntimeError, MemoryError) as error:
+            if not exhausted(error):
+                raise
+            raise TrainingError(_too_large(run, stage, state.stage, method)) from error
         state.next_stage()
     with distributed.first() as leads:
         if leads:
@@ -158,6 +157,26 @@ def _open_folder(run: Run, resume: bool, lock: ExitStack) -> None:
         clear(run)
     if not holds(run):
         mark(run)
+
+
+def _too_large(run: Run, stage: Stage, number: int, method: Method) -> str:
+    """What to say when a step does not fit into memory.
+
+    Nothing is halved behind one's back: batch statistics, and of some methods the loss, are of the images that pass at once.
+    """
+    parts, fewest = stage.accumulate, getattr(method, "fewest", 1)
+    said = (
+        f"stage {number} ({stage.method}) does not fit into the memory of {run.device} with {stage.batch} images a step"
+        + (f" in {parts} parts" if parts > 1 else "")
+    )
+    ways = []
+    if fewest == 1 and not getattr(method, "exact", False) and stage.batch >= 2 * parts:
+        ways.append(f"--set stage.{number}.accumulate={2 * parts} takes the same images in {2 * parts} parts")
+    if stage.batch // 2 >= max(fewest, parts):
+        ways.append(f"--set stage.{number}.batch={stage.batch // 2} takes fewer")
+    if not ways:
+        return f"{said}, and it cannot be fewer: take a smaller --model, or a device with more memory"
+    return f"{said}. {', or '.join(ways)}: another run, so with another --out"
 
 
 def _spare(run: Run, kept: Images, few: Images) -> Tensor:
@@ -441,7 +460,17 @@ def _batch(run: Run, stage: Stage, method: Method, kept: Images, state: State, i
 
 
 def validate(nets: Nets, held: Images, threat: ThreatModel | None, *, seed: int, batch: int = 500) -> dict[str, float]:
-    """Accuracy on the validation split, clean and (given a threat) under PGD-10; as fractions."""
+    """Accuracy on the validation split, clean and (given a threat) under PGD-10; as fractions.
+
+    Where `batch` images do not fit into memory, fewer pass at once, the same images with the same noise; then `images
+    validated at once` says how many.
+    """
+    most = min(batch, len(held))
+    found, at_once = halving(lambda batch: _validated(nets, held, threat, seed, batch), most)
+    return found if at_once == most else {**found, "images validated at once": float(at_once)}
+
+
+def _validated(nets: Nets, held: Images, threat: ThreatModel | None, seed: int, batch: int) -> dict[str, float]:
     clean = robust = 0
     with frozen(nets):
         for first in range(0, len(held), batch):
