@@ -52,6 +52,7 @@ LAYERS = (
             "blackbox",
             "gates",
             "twin",
+            "winograd",
         ),
         *("arithmetic", "average", "stepping", "search", "bracket"),
     ),
