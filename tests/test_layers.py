@@ -53,6 +53,7 @@ LAYERS = (
             "blackbox",
             "gates",
             "twin",
+            "winograd",
         ),
         *("arithmetic", "average", "stepping", "search", "bracket"),
     ),
