@@ -8,7 +8,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = {str(path.relative_to(ROOT)): path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 SHELL = ("", "bash", "sh")
 SAID = ("text", "toml", "json")  # what is shown, and never run by itself
-MARK = re.compile(r"<!-- (not run|needs|nightly|exit 1|file)(?: \(([^)]+)\))?(?:: (.+?))? -->")
+MARK = re.compile(r"<!-- (not run|needs|nightly|may exit 1|file)(?: \(([^)]+)\))?(?:: (.+?))? -->")
 BLOCK = re.compile(r"((?:^<!-- [^\n]+ -->\n+)*)^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -22,7 +22,7 @@ class Block:
         text: the whole of it.
         file: what to call it, if it is a file that other blocks name.
         marks: kind, part and reason of each comment above it. A comment is about the commands that hold the part, and about all
-            without one: `not run` and why; `needs` a package; `nightly` and why; `exit 1` and why.
+            without one: `not run` and why; `needs` a package; `nightly` and why; `may exit 1` and why.
     """
 
     place: str

@@ -1,4 +1,4 @@
-"""Answers calls of `robench`, `python` and `pip install ./FOLDER` by processes that have everything imported: a fork for each call.
+"""Answers calls of `robench`, `python` and `pip install ./FOLDER`, a fork of a process that has everything imported for each.
 
 `python serving.py FOLDER` puts these words into FOLDER and answers until its standard input is closed. A call has the
 caller's folder and its three standard streams; what takes hours or gigabytes is made small by options that `robench --help`
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import traceback
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -25,11 +26,12 @@ import robench.cli
 import robench.figures
 import robench.methods.rocl
 import robench.testing
-import robench.trackers  # noqa: F401 (imported once, here, for every fork)
+import robench.trackers  # (all of these are imported here, once for every fork)
 from robench import recipe
 from robench.spec import assignment
 
 COUNT = "6"  # images
+LARGE = ("cifar10", "cifar100", "stl10", "svhn")
 CALLER = """#!{python} -ISE
 import json, os, socket, sys
 with socket.socket(socket.AF_UNIX) as door:
@@ -50,7 +52,8 @@ def _training(words: list[str]) -> list[str]:
     if words[1].startswith("-"):
         return words
     found = recipe.load(words[1], [assignment(text) for text in _values(words, "--set")])
-    if "my_data" in " ".join(words) or "digits" in words[1]:
+    dataset = (_values(words, "--dataset") or [found.dataset])[0].partition("@")[0]
+    if dataset not in LARGE:
         return [*words, *(each for key, value in _short(found) for each in ("--set", f"{key}={value}"))]
     size = [] if "--model" in words else ["--model", "cnn@width=4"]
     return [*words, "--smoke", *size, "--set", "validation=32"]
@@ -97,7 +100,7 @@ SMALLER = {
 
 
 def _values(words: list[str], option: str) -> list[str]:
-    return [value for name, value in zip(words, words[1:], strict=False) if name == option]
+    return [value for name, value in pairwise(words) if name == option]
 
 
 def _install(words: list[str]) -> None:

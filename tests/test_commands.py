@@ -12,7 +12,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-
 from documented import PAGES, Block, blocks
 
 HERE = Path(__file__).parent
@@ -131,7 +130,7 @@ def run(block: Block, shell: Shell, folder: Path, night: bool) -> list[str]:
         if absent or block.marked("not run", command) or (block.marked("nightly", command) and not night):
             continue
         code, said = shell(command, folder)
-        if code != bool(block.marked("exit 1", command)):
+        if code not in ((0, 1) if block.marked("may exit 1", command) else (0,)):
             failures.append(f"{block.place}: exit code {code}\n$ {command}\n{said}")
     return failures
 

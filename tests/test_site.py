@@ -23,7 +23,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *DOCS.glob("*.md"), ROOT / "benchmarks" / "R
 
 def commands() -> str:
     """The help of every command."""
-    root = click.Context(cli, info_name="robench", terminal_width=100)
+    root = click.Context(cli, info_name="robench", terminal_width=100, **cli.context_settings)
     parts = [f"## robench\n\n```text\n{cli.get_help(root)}\n```\n"]
     for name, command in sorted(cli.commands.items()):
         context = click.Context(command, info_name=name, parent=root, terminal_width=100)

@@ -1,4 +1,4 @@
-"""Only the core dependencies: every module imports without an extra, and at night the wheel runs the demo in an empty environment."""
+"""Only the core dependencies: modules import without extras, and at night the wheel runs the demo in an empty environment."""
 
 import os
 import re
@@ -42,7 +42,9 @@ def test_every_module_imports_without_an_extra(tmp_path: Path) -> None:
         if path.name != "__main__.py"
     ]
     assert len(modules) > 100
-    ran = core_only("import importlib\nfor name in sys.argv[1:]: importlib.import_module(name)", *modules, folder=tmp_path)
+    ran = core_only(
+        "import importlib\nfor name in sys.argv[1:]: importlib.import_module(name)", *modules, folder=tmp_path
+    )
     assert ran.returncode == 0, ran.stderr
 
 
@@ -122,7 +124,9 @@ def test_the_wheel_runs_the_demo_in_an_empty_environment(wheel: Path, tmp_path: 
     """Needs the package index, or its mirror; minutes, of which torch takes the most."""
     run([sys.executable, "-m", "venv", str(tmp_path / "venv")], tmp_path)
     binary = tmp_path / "venv" / "bin"
-    run([str(binary / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", str(wheel)], tmp_path)
+    run(
+        [str(binary / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", str(wheel)], tmp_path
+    )
     said = run([str(binary / "robench"), "--help"], tmp_path)
     assert "robench evaluate --attack autoattack" in said
     assert "autoattack-bracket" in run([str(binary / "robench"), "list", "attacks"], tmp_path)

@@ -38,7 +38,9 @@ if find_spec("onnx"):
     inside, outside = onnx.TensorProto.FLOAT, ["n", 3, 32, 32]
     nodes = [onnx.helper.make_node("Flatten", ["x"], ["flat"]), onnx.helper.make_node("MatMul", ["flat", "w"], ["y"])]
     weights = onnx.numpy_helper.from_array(dice.normal(size=(3072, 10)).astype("float32"), "w")
-    ends = [onnx.helper.make_tensor_value_info(name, inside, shape) for name, shape in (("x", outside), ("y", ["n", 10]))]
+    ends = [
+        onnx.helper.make_tensor_value_info(name, inside, shape) for name, shape in (("x", outside), ("y", ["n", 10]))
+    ]
     graph = onnx.helper.make_graph(nodes, "g", ends[:1], ends[1:], [weights])
     opset = onnx.helper.make_opsetid("", 13)
     onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8), "model.onnx")
