@@ -85,6 +85,7 @@ LAYERS = (
         "doctor",
         "leaderboard",
         "trackers",
+        "notebook",
     ),
     ("methods",),
     (
@@ -125,6 +126,7 @@ LIGHT = (
     "provenance",
     "protocols",
     "signals",
+    "notebook",
     "recipe",
     "inference",
     "suite",
