@@ -91,6 +91,7 @@ LAYERS = (
         "doctor",
         "leaderboard",
         "trackers",
+        "notebook",
     ),
     ("methods",),
     (
@@ -134,6 +135,7 @@ LIGHT = (
     "provenance",
     "protocols",
     "signals",
+    "notebook",
     "recipe",
     "inference",
     "suite",
