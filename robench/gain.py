@@ -53,8 +53,8 @@ class Gain:
 
     def _found(self, gain: float, when: str) -> str:
         number, epoch = self.state.stage, self.state.epoch + 1
-        who = f"the attack of stage {number} ({self.stage.method})"
-        return f"{who} gains {gain:.3g} {when} epoch {epoch}, and must gain more than 0"
+        attack = f"the attack of stage {number} ({self.stage.method})"
+        return f"{attack} gains {gain:.3g} {when} epoch {epoch}, and must gain more than 0"
 
     def _check(self) -> str:
         return (

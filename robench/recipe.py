@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from robench.errors import UsageError, unknown
+from robench.files import web_page
 from robench.registry import DATASETS, METHODS, MODELS
 from robench.spec import assign, build
 from robench.threat import ThreatModel
@@ -285,6 +286,7 @@ class Recipe:
 
 # a run's folder is named after its recipe, which may be a stranger's
 _NAME = re.compile(r"(?!\.)[^/\\\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]{1,200}")
+WEIGHTS = (".pt", ".pth", ".ckpt", ".safetensors", ".bin", ".tar", ".onnx")  # endings of files that people name instead
 _OWN = ("name", "summary", "published")  # never taken from another recipe: they speak of that one alone
 
 
@@ -316,12 +318,28 @@ def read(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     if not path.is_file():
         if name.endswith(".toml"):
             raise UsageError(f"there is no recipe file {name}; recipes by name: robench list recipes")
+        if what := _instead(Path(name)):
+            raise UsageError(f"{name} is {what}; a recipe is a name (robench list recipes) or a TOML file")
         raise unknown("recipe", name, names(), "robench list recipes")
     try:
+        if page := web_page(path, "a recipe"):
+            raise UsageError(page)
         table = tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not TOML: {error}") from error
     return {"name": path.stem, **_completed(table, (*above, name))}
+
+
+def _instead(path: Path) -> str:
+    """What was named in place of a recipe, and what to do with it; nothing if it is not there."""
+    if path.suffix in WEIGHTS:
+        return f"a file of weights: robench evaluate --model my.py:make_model --weights {path} --attack pgd-20 attacks them"
+    if any((path / f"{kind}.json").is_file() for kind in ("best", "last")):
+        return (
+            f"a training run: robench evaluate {path} --attack pgd-20 attacks it, and robench train linear --encoder {path} "
+            "starts from its encoder"
+        )
+    return "a folder" if path.is_dir() else "a file of another kind" if path.is_file() else ""
 
 
 def _completed(table: dict[str, Any], chain: tuple[str, ...]) -> dict[str, Any]:

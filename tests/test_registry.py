@@ -104,7 +104,7 @@ def test_an_option_may_be_a_list_or_a_table() -> None:
 
 @pytest.mark.parametrize("text", ["pgd@", "pgd@steps", "pgd@steps=1,", "pgd@=3"])
 def test_options_without_a_value_are_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="expected KEY=VALUE"):
+    with pytest.raises(UsageError, match=f"{text}: expected pgd@KEY=VALUE,KEY=VALUE"):
         ATTACKS.entry(text)
 
 
@@ -251,3 +251,17 @@ def test_a_norm_an_attack_does_not_have_is_refused_with_those_that_do(name: str,
     else:
         with pytest.raises(UsageError, match=f"attack {name} works in .*, not in {norm}; these do: fgsm, pgd"):
             attack_for(name, threat)
+
+
+def test_a_script_named_like_a_module_is_told_from_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "only_here.py").write_text(PLUGIN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])  # as the command `robench` has it
+    with pytest.raises(UsageError, match=r"ModuleNotFoundError: .*Did you mean only_here\.py:Still\?"):
+        attack_for("only_here:Still", LINF)
+    with pytest.raises(UsageError, match=r"only_here\.py:Still \(it has Still\)"):
+        ATTACKS.entry("only_here.py")
+    with pytest.raises(
+        UsageError, match=r"cannot import 'Stil', which is not in only_here\.py\. Did you mean 'Still'\?"
+    ):
+        attack_for("only_here.py:Stil", LINF)

@@ -12,7 +12,7 @@ from torch import Tensor
 from robench.attacks.ascent import ascend, check_budget
 from robench.errors import UsageError
 from robench.geometry import random_start
-from robench.losses import Positives, contrastive, distance, in_groups
+from robench.losses import Positives, contrastive, distance
 from robench.methods.simclr import SimCLR, check_temperature
 from robench.models import Nets
 from robench.protocols import GAIN, Batch, Moment, Terms
@@ -94,10 +94,8 @@ class RoCL(SimCLR):
     def unrecognised(self, adv: Tensor, target: Tensor) -> Tensor:
         """The contrastive loss of the attack, one value an image, (n,): how little it is recognised as its target."""
         temperature = self.temperature if self.attack_temperature is None else self.attack_temperature
-        return in_groups(
-            lambda part: contrastive(part, temperature=temperature, anchors=(0,), detach_keys=self.detach_keys),
-            (adv, target),
-            self.groups,
+        return contrastive(
+            (adv, target), temperature=temperature, anchors=(0,), detach_keys=self.detach_keys, groups=self.groups
         )
 
     def instance_attack(self, nets: Nets, x: Tensor, target: Tensor, batch: Batch, at: Moment) -> tuple[Tensor, Tensor]:
@@ -146,13 +144,10 @@ class RoCL(SimCLR):
         """The second term before its weight, one value an anchor."""
         if self.regularise_loss != "contrastive":
             return distance(adv, partner, self.regularise_loss)
-        return in_groups(
-            lambda part: contrastive(
-                part,
-                temperature=self.temperature,
-                anchors=None if self.anchors == "all" else (0,),
-                detach_keys=self.detach_keys,
-            ),
+        return contrastive(
             (adv, partner),
-            self.groups,
+            temperature=self.temperature,
+            anchors=None if self.anchors == "all" else (0,),
+            detach_keys=self.detach_keys,
+            groups=self.groups,
         )
