@@ -145,7 +145,7 @@ def commands() -> list[str]:
 def test_every_command_is_one(line: str) -> None:
     """Commands, options and values are known; what they name need not be there."""
     context, words = (
-        click.Context(cli, info_name="robench"),
+        click.Context(cli, info_name="robench", help_option_names=["-h", "--help"]),
         shlex.split(re.split(r" >>? ", line)[0], comments=True)[1:],
     )
     command = cli.commands[words[0]]
