@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 import pytest
 
-from robench import reporting, terminal
+from robench import cost, exhibits, reporting, standing, terminal
 from robench.cli import cli
 from robench.listing import listing
 from robench.registry import ATTACKS
@@ -234,10 +234,16 @@ def words(svg: str) -> list[str]:
     return ["".join(each.itertext()).strip() for each in every]
 
 
-@pytest.mark.parametrize("table", ["white-box", "transfer"])
+@pytest.mark.parametrize("table", ["white-box", "transfer", "cost", "indicators"])
 def test_a_report_fits_a_terminal_of_eighty(table: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(terminal, "Console", partial(terminal.Console, width=80, force_terminal=True))
-    made = reporting.tables(list(Store(DEMO).records()), table)
+    records = list(Store(DEMO).records())
+    if table == "cost":
+        made = cost.tables(records, exhibits.load(DEMO).training)
+    elif table == "indicators":
+        made = standing.tables(records)
+    else:
+        made = reporting.tables(records, table)
     shown = re.sub("\x1b\\[[0-9;]*m", "", terminal.text(made))
     assert made[0].title in shown
     assert max(map(len, shown.splitlines())) <= 80
