@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -198,7 +199,7 @@ class Engine:
 
         def told(door: Door) -> None:
             each = door.forwards / (stop - start)
-            watch(min(each / job.passes, 1), door.said or f"{each:.0f} passes an image")
+            watch(min(each / job.passes, 1), door.said or f"{each:.0f} pass{'es' * (each > 1)} an image")
 
         nets, inference, seed = self.loaded(job.checkpoint), job.cell.inference, job.cell.seed
         judged: nn.Module = Smoothed(nets, inference, seed) if inference else nets
@@ -311,6 +312,8 @@ class Engine:
     def loaded(self, checkpoint: Target) -> nn.Module:
         """The network of a checkpoint on the engine's device, loaded once."""
         if checkpoint.sha256 not in self._nets:
+            if isinstance(checkpoint, Checkpoint) and (doubt := checkpoint.doubt):
+                self.tell(f"note: {doubt}")
             self._nets[checkpoint.sha256] = checkpoint.load(self.device)
         return self._nets[checkpoint.sha256]
 
@@ -444,9 +447,17 @@ def check_shape(checkpoint: Target, images: Images) -> None:
     if (checkpoint.classes, checkpoint.shape) != (images.classes, images.shape):
         theirs = f"{checkpoint.classes} classes of {'x'.join(map(str, checkpoint.shape))} images"
         ours = f"{images.classes} classes of {'x'.join(map(str, images.shape))} images"
+        size = checkpoint.shape[1]
+        sized = (checkpoint.classes, (images.shape[0], size, size)) == (images.classes, checkpoint.shape)
+        plain = re.sub(r"[@,]resize=\d+", "", images.name)
+        other = (
+            f"make the images its size with --dataset {plain}{',' if '@' in plain else '@'}resize={size}, "
+            if sized
+            else ""
+        )
         raise CheckpointError(
             f"{name} was trained for {theirs}; {images.name} has {ours}. "
-            f"Evaluate it on {checkpoint.dataset}, or name other checkpoints"
+            f"Evaluate it on {checkpoint.dataset}, {other}or name other checkpoints"
         )
 
 

@@ -14,9 +14,8 @@ from robench.diagnosis import Diagnosis
 from robench.doubt import beyond_flags
 from robench.errors import StoreError
 from robench.panels import Cost, Curves, Figure, Line, Matrix, Panel, Point, Training, Union
-from robench.reporting import NORMS, Doubts, apart, images_of, ordered, place, reasons, unproven
+from robench.reporting import NORMS, Doubts, apart, images_of, order, ordered, place, reasons, unproven
 from robench.results import FLAG, Failure, Result, Subject, safe
-from robench.threat import ThreatModel
 
 Group = tuple[str, str, int, int]
 COSTS = {  # what an attack can cost, on an axis and in a caption
@@ -173,7 +172,7 @@ def _transfer(results: Sequence[Result], names: Mapping[str, str]) -> list[Panel
     """A matrix for each attack and threat with a source; a model's own images, white-box, are on the diagonal."""
     made: list[Panel] = []
     kinds = {(_attack(r), r.cell.threat) for r in results if r.source}
-    for attack, threat in sorted(kinds, key=lambda kind: (*_place(kind[1]), kind[0])):
+    for attack, threat in sorted(kinds, key=lambda kind: (*order(kind[1]), kind[0])):
         part = [r for r in results if (_attack(r), r.cell.threat) == (attack, threat)]
         targets = _subjects(part)
         sources = ordered({r.source.sha256: r.source for r in part if r.source}.values())
@@ -184,14 +183,10 @@ def _transfer(results: Sequence[Result], names: Mapping[str, str]) -> list[Panel
     return made
 
 
-def _place(threat: ThreatModel) -> tuple[int, float]:
-    return NORMS.index(threat.norm), threat.eps
-
-
 def _union(results: Sequence[Result], names: Mapping[str, str]) -> list[Panel]:
     """A panel for each checkpoint and threat that met several attacks or sources, and lost an image."""
     made: list[Panel] = []
-    for threat in sorted({r.cell.threat for r in results}, key=_place):
+    for threat in sorted({r.cell.threat for r in results}, key=order):
         part = [r for r in results if r.cell.threat == threat]
         for who in _subjects(part):
             own = {}
@@ -228,7 +223,7 @@ def _cost(results: Sequence[Result], names: Mapping[str, str], unit: str = "seco
     """
     made: list[Panel] = []
     white = [r for r in results if r.source is None and _spent(r, unit)]
-    for threat in sorted({r.cell.threat for r in white}, key=_place):
+    for threat in sorted({r.cell.threat for r in white}, key=order):
         at = [r for r in white if r.cell.threat == threat]
         devices = [""] if unit == "passes" else sorted({_device(r) for r in at})
         for device in devices:

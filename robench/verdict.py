@@ -15,6 +15,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 
+from robench.device import exhausted
 from robench.door import Door, frozen
 from robench.errors import AttackError
 from robench.geometry import exact_norm, inside, per_image
@@ -242,9 +243,9 @@ def _first_pass(door: Door, x: Tensor) -> Tensor:
     """The logits of clean images, where a model that wants other images says so."""
     try:
         logits: Tensor = door(x)
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
+        if exhausted(error):
+            raise
         raise AttackError(
             f"the model stopped on clean images {tuple(x.shape)} {x.dtype}: {type(error).__name__}: {error}"
         ) from error
@@ -259,11 +260,11 @@ def _gradients(door: Door, x: Tensor, y: Tensor) -> list[tuple[str, str]]:
             logits = door(x)
             slope = torch.autograd.grad(log_odds(logits, y).sum(), x, retain_graph=True)[0].flatten(1).abs().amax(1)
             usual = torch.autograd.grad(cross_entropy(logits, y).sum(), x)[0].flatten(1).abs().amax(1)
-    except torch.OutOfMemoryError:
-        if len(x) == 1:
-            raise
-        return _gradients(door, x[: len(x) // 2], y[: len(x) // 2])
-    except RuntimeError:
+    except (RuntimeError, MemoryError) as error:
+        if exhausted(error):
+            if len(x) == 1:
+                raise
+            return _gradients(door, x[: len(x) // 2], y[: len(x) // 2])
         return [("G2", "the model has no gradient; only black-box attacks and transfer say anything about it")]
     clean = logits.detach().argmax(1) == y
     count = max(1, int(clean.sum()))

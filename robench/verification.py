@@ -17,7 +17,7 @@ from robench import diagnosis, exhibits, files
 from robench.errors import RobenchError, StoreError
 from robench.part import Part, held, unfinished
 from robench.reporting import Table, apart, images_of
-from robench.results import DAMAGE, FLAG, Failure, Result, asked, column, named, read, safe
+from robench.results import DAMAGE, FLAG, Failure, Result, asked, column, differences, named, nothing, read, safe
 from robench.signs import LOOKS, signs
 
 MANIFEST = "tables.json"
@@ -59,7 +59,7 @@ def verify(folder: Path, checkpoints: Path | None = None) -> tuple[list[Check], 
     """
     paths = sorted(folder.glob("cells/**/*.json"))
     if not paths and not unfinished(folder)[0]:
-        raise StoreError(f"no results in {folder}: robench evaluate --attack pgd-20, or robench demo")
+        raise nothing(folder)
     opened, damaged = _opened(paths)
     records = [record for _, record in opened]
     results = [record for record in records if isinstance(record, Result)]
@@ -218,9 +218,8 @@ def _doubled(opened: Iterable[tuple[Path, Result | Failure]]) -> list[str]:
         if not isinstance(record, Result):
             continue
         other, there = first.setdefault(record.cell.key, (path, record))
-        if (there.clean, there.robust) != (record.clean, record.robust):
-            counts = f"{sum(there.robust)} and {sum(record.robust)} robust images"
-            wrong.append(f"{other} and {path} hold different results for one cell: {counts}")
+        if said := differences(there, record):
+            wrong.append(f"{other} and {path} hold different results for one cell: {said}")
     return wrong
 
 

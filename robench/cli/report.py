@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from robench.cli.asked import Asked, again
-from robench.cli.option import BY, UNITS, Choice, checkpoints_option, filtered, results_option
+from robench.cli.option import BY, UNITS, Choice, filtered, format_of, refuse, results_option, runs_option, there
 from robench.errors import UsageError
 from robench.suite import SUITES
 
@@ -59,6 +59,7 @@ if TYPE_CHECKING:
 @click.option(
     "--checkpoints",
     type=click.Path(path_type=Path),
+    callback=there,
     help="For --format html: add the training curves of the runs there. For --table cost: what they cost, where the results do "
     "not hold it.",
 )
@@ -79,6 +80,11 @@ def report(
     """Print the tables of everything in results/: a pure function of the files there."""
     from robench.selection import selected
 
+    form = format_of(form, out)
+    if intervals is not None and form == "csv" and table not in ("white-box", "transfer"):
+        raise UsageError(
+            "--intervals in CSV is for --table white-box or transfer; other tables always have their columns"
+        )
     if checkpoints and form != "html" and table != "cost":
         raise UsageError(f"--checkpoints is for --format html or --table cost; --format {form} has no figures")
     if reference and table not in ("all", "white-box", *SUITES):
@@ -111,7 +117,7 @@ def report(
 )
 @click.option("--unit", type=Choice(list(UNITS)), help="For --kind pareto: of the cost; seconds by default.")
 @results_option
-@checkpoints_option
+@runs_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -119,7 +125,9 @@ def report(
     metavar="FILE.(svg|png|pdf)",
     help="The file; its ending says the format.",
 )
+@click.pass_context
 def plot(
+    context: click.Context,
     kind: str,
     selection: Selection,
     by: str | None,
@@ -135,6 +143,8 @@ def plot(
     from robench.files import write
     from robench.rendering.drawing import FORMATS, draw
 
+    if kind != "training":
+        refuse(context, ["--checkpoints"], f"is for --kind training; --kind {kind} is drawn from results")
     form = out.suffix[1:].lower()
     if form not in FORMATS:
         raise UsageError(f"--out {out}: the name must end in {', '.join(f'.{each}' for each in FORMATS)}")
@@ -181,7 +191,12 @@ def _drawn(kind: str, selection: Selection, results: Path, by: str, unit: str) -
 @click.command(short_help="Check results, and that tables follow from them.")
 @click.argument("results", type=click.Path(path_type=Path), default="results")
 @click.option("--check", is_flag=True, help="Make the tables of RESULTS/tables.json again and compare every byte.")
-@click.option("--checkpoints", type=click.Path(path_type=Path), help="Compare weights there with what records name.")
+@click.option(
+    "--checkpoints",
+    type=click.Path(path_type=Path),
+    callback=there,
+    help="Compare weights there with what records name.",
+)
 def verify(results: Path, check: bool, checkpoints: Path | None) -> None:
     """Check every record in RESULTS: digest, key, bits, norms; list failures, flags and cells that are missing.
 

@@ -69,7 +69,9 @@ def finish(
     skipped = sum(there for _, there in told)
     failed = sum(isinstance(record, Failure) for record, _ in told)
     if not quiet:
-        say(f"{len(told)} cells: {len(told) - skipped - failed} new, {skipped} already in {results}, {failed} failed")
+        cells = "1 cell" if len(told) == 1 else f"{len(told)} cells"
+        new = len(told) - skipped - failed
+        say(f"{cells}: {new} new, {skipped} already in {results}, {failed} failed")
         if records:
             say(f"indicators of masked gradients in them: robench report --table indicators --results {results}")
     if failed or missed:
