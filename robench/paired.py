@@ -125,7 +125,7 @@ def pairs(records: Iterable[Result | Failure], one: str, other: str, diagnoses: 
 
 
 def _find(results: Sequence[Result], text: str) -> Subject:
-    """The checkpoint of a name, of the name a path ends in, of a digest that begins so, or of the last epoch, as suites call it."""
+    """The checkpoint of a name, of what a path ends in, of a digest that begins so, or a suite's `NAME@last`."""
     subjects = {r.subject.sha256: r.subject for r in results}.values()
     name = Path(text).name if "/" in text else text
     found = [s for s in subjects if s.name == name]

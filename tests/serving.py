@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import traceback
 from itertools import pairwise
@@ -58,7 +59,10 @@ def _training(words: list[str]) -> list[str]:
     if dataset not in LARGE:
         return [*words, *(each for key, value in _short(found) for each in ("--set", f"{key}={value}"))]
     size = [] if "--model" in words else ["--model", "cnn@width=4"]
-    return [*words, "--smoke", *size, "--set", "validation=32"]
+    out = (
+        [] if "--out" in words else ["--out", f"{tempfile.mkdtemp(dir=Path.cwd())}/{found.name}"]
+    )  # not to be attacked
+    return [*words, "--smoke", *size, *out, "--set", "validation=32"]
 
 
 def _short(found: recipe.Recipe) -> list[tuple[str, object]]:
