@@ -20,7 +20,7 @@ from robench.errors import UsageError
 from robench.evaluation import Engine
 from robench.foreign import Foreign, foreign, open_foreign
 from robench.notebook import watching
-from robench.protocols import Monitor, Target
+from robench.protocols import Monitor, Target, unheard
 from robench.registry import CLASSIFIERS
 from robench.rendering.csv import tidy
 from robench.rendering.markdown import markdown
@@ -172,6 +172,7 @@ def train(
     checkpoints: str | Path = "checkpoints",
     root: str | Path = "data",
     monitor: Monitor | None = None,
+    tell: Callable[[str], None] = unheard,
 ) -> Checkpoint:
     """Train a recipe.
 
@@ -187,11 +188,12 @@ def train(
         checkpoints: where training runs are.
         root: where data sets are kept.
         monitor: told about every step; None draws bars in a notebook, and nothing elsewhere.
+        tell: told in words what a person should know while it trains, such as `print`.
 
     Raises:
         UsageError: for a recipe that cannot be run, or a folder that holds another run.
         DataError: if the data is absent.
-        TrainingError: if the loss stops being finite.
+        TrainingError: if the loss stops being finite, or an attack inside a method gains nothing over an epoch.
     """
     wanted = recipe.load(name, list((changes or {}).items()))
     suffix = f"-seed{seed}" if seed else ""
@@ -203,6 +205,7 @@ def train(
         data_root=Path(root),
         steps=steps,
         encoder=open_checkpoint(encoder, Path(checkpoints)) if isinstance(encoder, str) else encoder,
+        tell=tell,
     )
     return training.train(run, resume=resume, monitor=monitor or watching())
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from robench.data import Images, Split
+from robench.data.npz import unreadable
 from robench.errors import DataError, UsageError, nearest
 from robench.pixels import labels_of, pixels_of
 
@@ -70,4 +71,4 @@ def _array(path: Path, name: str) -> Any:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path} cannot be read as a file of numpy.save: {error}") from None
+        raise DataError(unreadable(path, error, "save")) from None
