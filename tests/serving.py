@@ -5,6 +5,8 @@ caller's folder and its three standard streams; what takes hours or gigabytes is
 names, and says so on standard error.
 """
 
+import contextlib
+import importlib
 import json
 import os
 import re
@@ -21,18 +23,26 @@ from pathlib import Path
 
 import torch
 
-import robench.api
-import robench.attacks.autoattack
 import robench.cli
-import robench.figures
-import robench.methods.rocl
-import robench.testing
-import robench.trackers  # (all of these are imported here, once for every fork)
 from robench import recipe
 from robench.results import Result, Store
 from robench.showing import broken
 from robench.spec import assignment
 
+# what commands import when they need it, here once for every fork
+for each in (
+    *(
+        "torch._dynamo",
+        "torch.distributed",
+        "torchvision.datasets",
+        "torchvision.models",
+        "matplotlib.backends.backend_agg",
+    ),
+    *("pandas", "scipy.optimize", "scipy.stats", "sklearn.datasets", "sklearn.manifold", "statsmodels.stats.multitest"),
+    *("robench.api", "robench.attacks.autoattack", "robench.figures", "robench.methods.rocl", "robench.testing"),
+):
+    with contextlib.suppress(ImportError):  # of an extra
+        importlib.import_module(each)
 COUNT = "6"  # images
 LARGE = ("cifar10", "cifar100", "stl10", "svhn")
 CALLER = """#!{python} -ISE
