@@ -4,8 +4,6 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from torch import Tensor, nn
 from robench import checkpoint, files, keeping, recipe, training
 from robench import state as states
 from robench.checkpoint import nets_after, open_checkpoint
+from robench.cli import main
 from robench.errors import DataError, DiskFullError, StoppedError, StoreError, TrainingError, UsageError
 from robench.methods.standard import Standard
 from robench.models import Nets
@@ -169,26 +168,21 @@ def test_killed_at_random_moments_very_often(tmp_path: Path, whole: dict[str, ob
     assert _kill_at_random(100, tmp_path, whole) >= 100
 
 
-# the command line, killed at its third checkpoint
-KILLED = (
-    "import os, signal, sys; from robench import cli, files; left = iter(range(2))\n"
-    "def die(point, path):\n"
-    "    if (point, path.name) == ('kept', 'best.json') and next(left, None) is None: os.kill(os.getpid(), signal.SIGKILL)\n"
-    "files.hook = die; cli.main(sys.argv[1:])\n"
-)
-SMALL = {"model": "cnn@width=2", "validation": 1200, "stage.0.epochs": 4, "stage.0.batch": 16}
-
-
-def test_a_killed_command_goes_on_by_the_same_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_command_goes_on_by_the_same_command(
+    tmp_path: Path, run_cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.undo()  # the command saves as it always does
-    train(Run(recipe.load("standard-digits", SMALL.items()), tmp_path / "whole"))
+    changes = {"model": "cnn@width=2", "validation": 1200, "stage.0.epochs": 4, "stage.0.batch": 16}
+    train(Run(recipe.load("standard-digits", changes.items()), tmp_path / "whole"))
     folder = tmp_path / "cut"
     command = ["train", "standard-digits", "--threads", "1", "--out", str(folder)]
-    command += [part for pair in SMALL.items() for part in ("--set", "=".join(map(str, pair)))]
-    ran = subprocess.run([sys.executable, "-c", KILLED, *command], check=False, stderr=subprocess.DEVNULL)
-    assert ran.returncode == -signal.SIGKILL
-    again = subprocess.run([sys.executable, "-m", "robench", *command], check=True, capture_output=True, text=True)
-    assert "going on with the run that was interrupted" in again.stderr
+    command += [part for pair in changes.items() for part in ("--set", "=".join(map(str, pair)))]
+    assert killed(lambda: main(command), at=40)
+    assert (folder / "best.json").exists()
+    assert not (folder / "last.json").exists()
+    code, _, err = run_cli(*command)
+    assert code == 0
+    assert "going on with the run that was interrupted" in err
     assert remains(folder) == remains(tmp_path / "whole")
 
 
