@@ -214,3 +214,17 @@ def test_the_tables_are_what_is_kept(mark: str, names: list[str], bench: Any) ->
     if "RENEW_GOLDEN" in os.environ:
         page.write_text(re.sub(pattern, lambda _: made, page.read_text(), flags=re.DOTALL))
     assert re.search(pattern, page.read_text(), re.DOTALL)[0] == made  # type: ignore[index]
+
+
+def test_the_plot_has_every_floor_and_every_kept_ratio(tmp_path: Path, bench: Any, monkeypatch: Any) -> None:
+    plot = load("plot")
+    monkeypatch.setattr(sys, "argv", ["plot.py", str(tmp_path / "ratios.svg")])
+    plot.main()
+    drawn = (tmp_path / "ratios.svg").read_text()
+    kept = {row.name for files in plot.PANELS.values() for row in plot.shown(files)}
+    assert kept == set(plot.FLOORS)  # a row that is renamed or not measured leaves a floor without a bar
+    assert all(f"{name} / " in drawn for name in kept)
+    page = (FOLDER / "README.md").read_text()
+    for name in ("benchmark-ratios", "evaluation-scale"):
+        assert f"../docs/{name}.svg" in page
+        assert (FOLDER.parent / "docs" / f"{name}.svg").is_file()
