@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from robench.errors import UsageError
+from robench.device import exhausted
+from robench.errors import UsageError, first_line
 from robench.models import Nets
 from robench.recipe import Recipe
 from robench.twin import Twin
@@ -96,8 +97,8 @@ def _trial(nets: Nets, precision: torch.dtype, shape: tuple[int, ...], compiler:
     try:
         with torch.autocast(device.type, precision, enabled=precision is not torch.float32):
             compiler(encoder._call_impl)(x).sum().backward()
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # of the compiler, of the C++ compiler it calls, or for lack of one
-        return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:200]
+        if exhausted(error):
+            raise
+        return f"{type(error).__name__}: {first_line(error)}"[:200]
     return ""

@@ -60,6 +60,11 @@ class AttackError(RobenchError):
     """An attack that cannot run on this model or threat, or whose output breaks the contract."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error of other code says; its name where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def nearest(given: str, known: Iterable[str]) -> str | None:
     """The known name closest to what was typed, or None when nothing is close."""
     names = list(known)

@@ -61,6 +61,7 @@ class Twin:
     ) -> None:
         shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in nets.parameters()}
         shared |= {id(buffer): buffer for buffer in nets.buffers()}
+        shared[id(nets.counter)] = nets.counter
         assert nets.twin is None
         self.nets: Nets = copy.deepcopy(nets, shared).eval()
         encoder = folded(self.nets.encoder, nets.precision, tile=tile) if fold else self.nets.encoder
