@@ -203,7 +203,7 @@ def test_without_images_it_says_so(bench: Any, monkeypatch: pytest.MonkeyPatch, 
     ("mark", "names"),
     [
         ("training", ["training-width16", "training-width64", "training-views"]),
-        ("levers", ["levers-width16"]),
+        ("levers", ["levers-width16", "levers-width64"]),
         ("evaluation", ["evaluation-pgd", "evaluation-autoattack", "evaluation-bracket"]),
     ],
 )
