@@ -41,6 +41,7 @@ class Arithmetic:
         recipe: whose precision, and whether attacks ask a twin with folded normalisations.
         trial: the shape of a batch to try the compiled encoder on; None compiles nothing.
         compiler: what compiles.
+        tile: do wide convolutions of the twin in tiles, where that pays (`robench.winograd`).
 
     Attributes:
         told: what a checkpoint's provenance should say: whether encoders are compiled, or why that failed.
@@ -52,6 +53,8 @@ class Arithmetic:
         recipe: Recipe,
         trial: tuple[int, ...] | None = None,
         compiler: Compile = torch.compile,
+        *,
+        tile: bool = True,
     ) -> None:
         self._nets = nets
         self._precision = getattr(torch, recipe.precision)
@@ -62,7 +65,9 @@ class Arithmetic:
             self._compiler = None if failed else compiler
             self.told["compile"] = f"failed: {failed}" if failed else "yes"
         nets.precision = self._precision
-        self._twin = Twin(nets, fold=recipe.fold, adapt=self._adapted) if recipe.fold or self._compiler else None
+        tile = tile and self._compiler is None  # a compiled encoder does as its compiler thinks best
+        asked = recipe.fold or self._compiler
+        self._twin = Twin(nets, fold=recipe.fold, adapt=self._adapted, tile=tile) if asked else None
         nets.precision = torch.float32
         self._call = self._compiler(nets.encoder._call_impl) if self._compiler else None
 

@@ -31,6 +31,11 @@ def chosen(name: str) -> torch.device:
     return torch.device(name)
 
 
+def named(device: torch.device) -> str:
+    """How provenance calls a device: a GPU by its model, too."""
+    return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
+
+
 def exhausted(error: BaseException) -> bool:
     """Whether an error says that there was too little memory; not every device has a class for that."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):

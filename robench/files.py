@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -118,6 +119,27 @@ def write_json(path: Path, content: Any) -> None:
 def json_bytes(content: Any) -> bytes:
     """What `write_json` writes."""
     return (json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def web_page(path: Path, wanted: str) -> str:
+    """The sentence for a file that is a web page, as a refused download leaves one; nothing if it is none.
+
+    Args:
+        path: of the file.
+        wanted: what it was taken for, such as `weights`.
+    """
+    try:
+        with path.open("rb") as stream:
+            begins = stream.read(512).lstrip(b"\xef\xbb\xbf \t\r\n")
+    except OSError:
+        return ""
+    seen = re.match(rb"<!?\w*", begins)
+    return (
+        f"{path.name} is a web page, not {wanted} (starts with '{seen[0].decode()}'): the download was refused or limited. "
+        "Delete it and fetch it again"
+        if seen
+        else ""
+    )
 
 
 def create(path: Path, content: bytes) -> bool:
@@ -258,8 +280,9 @@ def check_writable(folder: Path) -> None:
         temporary.unlink()
         os.close(handle)
     except OSError as error:
+        why = "it is a file" if isinstance(error, FileExistsError) else error.strerror
         raise StoreError(
-            f"cannot write in {folder}: {error.strerror}. Choose another folder, or make this one writable"
+            f"cannot write in {folder}: {why}. Choose another folder, or make this one writable"
         ) from error
     sweep(folder)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from robench import tensors
+from robench import files, tensors
 from robench.errors import CheckpointError
 from robench.registry import MODELS
 
@@ -38,16 +37,12 @@ def read(path: Path) -> dict[str, Tensor]:
         CheckpointError: if it is absent, a web page, a whole model, would run code, or holds no weights.
     """
     try:
-        with path.open("rb") as stream:
-            begins = stream.read(512).lstrip()
+        with path.open("rb"):
+            pass
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}; name the file of the weights") from None
-    if begins[:1] == b"<":
-        seen = re.match(rb"<!?\w*", begins)
-        raise CheckpointError(
-            f"{path.name} is a web page, not weights (starts with '{seen[0].decode() if seen else '<'}'): the download was "
-            "refused or limited. Delete it and fetch it again"
-        )
+    if page := files.web_page(path, "weights"):
+        raise CheckpointError(page)
     if zipfile.is_zipfile(path):
         with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
             if any(name.endswith("/constants.pkl") for name in archive.namelist()):

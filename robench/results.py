@@ -229,9 +229,18 @@ class Store:
         """
         paths = sorted((self.folder / "cells").glob("*.json"))
         if not paths:
-            raise StoreError(f"no results in {self.folder}: robench evaluate --attack pgd-20, or robench demo")
+            raise nothing(self.folder)
         for path in paths:
             yield read(path)
+
+
+def nothing(folder: Path) -> StoreError:
+    """The error for a folder without results: what it is instead, and what to do."""
+    if folder.is_file():
+        return StoreError(f"no results in {folder}, which is a file: name the folder, such as --results results")
+    if folder.name == "cells" and any(folder.glob("*.json")):
+        return StoreError(f"no results in {folder}, which holds the cells of {folder.parent}: name that folder")
+    return StoreError(f"no results in {folder}: robench evaluate --attack pgd-20, or robench demo")
 
 
 def differences(there: Result, now: Result) -> str:
@@ -319,10 +328,12 @@ def read(path: Path) -> Result | Failure:
             record = build(Result, table)
             if record.norms is not None and len(record.norms) != count:
                 raise ValueError(f"{len(record.norms)} norms for {count} images")
-        if path.stem != record.cell.key:
-            raise ValueError(f"it describes the cell {record.cell.key}")
     except DAMAGE as error:
         raise StoreError(f"{path} is damaged: {error}. Move it away and evaluate again") from None
+    if path.stem != record.cell.key:
+        raise StoreError(
+            f"{path} describes the cell {record.cell.key}: rename it to {record.cell.key}.json, or move it away"
+        )
     return record
 
 

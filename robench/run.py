@@ -13,6 +13,7 @@ import torch
 from robench import files
 from robench.checkpoint import Checkpoint, marker, open_checkpoint
 from robench.errors import UsageError
+from robench.protocols import unheard
 from robench.provenance import provenance
 from robench.recipe import Recipe
 from robench.spec import digest, plain
@@ -31,6 +32,7 @@ class Run:
         steps: stop each epoch after that many steps and each stage after one epoch (a smoke run); None for all.
         encoder: a checkpoint whose encoder to start from.
         track: told the figures of every epoch; nothing depends on it.
+        tell: told in words what a person should know while it trains; nothing depends on it.
         compile: whether to compile the encoder, which moves rounding only.
     """
 
@@ -42,6 +44,7 @@ class Run:
     steps: int | None = None
     encoder: Checkpoint | None = None
     track: Callable[[Mapping[str, Any]], None] = field(default=lambda row: None, compare=False)
+    tell: Callable[[str], None] = field(default=unheard, compare=False)
     compile: bool = False
 
     @property

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from robench import data
 from robench.data import Images, Split
+from robench.data.npz import unreadable
 from robench.device import halving
 from robench.door import frozen
 from robench.errors import DataError
@@ -69,7 +70,7 @@ def _file(path: str) -> Tensor:
     except KeyError:
         raise DataError(f"{path} holds no array `image`; save one with numpy.savez(FILE, image=...)") from None
     except (OSError, ValueError, TypeError, EOFError, BadZipFile) as error:
-        raise DataError(f"{path} cannot be read as a file of numpy.savez: {error}") from None
+        raise DataError(unreadable(Path(path), error)) from None
     if image.dtype != np.uint8 or image.ndim not in (3, 4) or not len(image):
         raise DataError(
             f"{path}: `image` must be uint8 (images, height, width, channels), not {image.dtype} {image.shape}"

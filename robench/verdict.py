@@ -22,7 +22,7 @@ from robench.geometry import exact_norm, inside, per_image
 from robench.inputs import check_images
 from robench.losses import cross_entropy, log_odds
 from robench.noise import ImageGenerator, seed_of
-from robench.outputs import STILL, Unrest, suspicious, unrest
+from robench.outputs import STILL, Unrest, inner_gradients, suspicious, unrest
 from robench.part import mean_note
 from robench.protocols import Attack, Classifier
 from robench.results import FLAG
@@ -198,7 +198,7 @@ def white_box(
 
 
 def probe(model: nn.Module, x: Tensor, y: Tensor, classes: int, batch: int = 500) -> Probe:
-    """Look at a model on a few images: randomness, probabilities, zero gradients, neighbours.
+    """Look at a model on a few images: randomness, probabilities, zero gradients, neighbours, gradients inside a pass.
 
     Randomness is looked for on the first and the last of the images, since a model may count those it has seen.
 
@@ -232,6 +232,10 @@ def probe(model: nn.Module, x: Tensor, y: Tensor, classes: int, batch: int = 500
         found.append(("", "an image's logits depend on the other images of its batch"))
     found += [("G15", text)] if (text := suspicious(logits)) else []
     found += _gradients(door, x, y)
+    if calls := inner_gradients(model, x[:16]):
+        found.append(
+            ("G14", f"the forward pass computes {calls} gradients of its own, which hides what the model answers to")
+        )
     return Probe(False, tuple(dict.fromkeys(f"{FLAG}{text}" for _, text in found)), tuple(found), seen, entangled)
 
 

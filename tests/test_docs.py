@@ -1,5 +1,6 @@
 """Docs are true: what is generated is current, and the example attack obeys the laws."""
 
+import contextlib
 import os
 import re
 import shlex
@@ -12,8 +13,9 @@ from pathlib import Path
 
 import click
 import pytest
+from documented import PAGES, blocks
 
-from robench import reporting, terminal
+from robench import cost, exhibits, reporting, standing, terminal
 from robench.cli import cli
 from robench.listing import listing
 from robench.registry import ATTACKS
@@ -73,12 +75,16 @@ def test_what_reliability_names_as_proof_is_there() -> None:
     assert all(re.search(rf"nightly\ndef test_\w*{word}", everything) for word in shorts)
 
 
+def files(page: str) -> dict[str, str]:
+    """The files that a page shows, by name."""
+    return {block.file: block.text for block in blocks(f"docs/{page}") if block.file}
+
+
 def test_the_example_attack_obeys_the_laws(tmp_path: Path) -> None:
-    found = re.search(r"<!-- corner -->\n```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert found is not None
+    text = files("own-attack.md")["my_attacks.py"]
     path = tmp_path / "my_attacks.py"
-    path.write_text(found[1])
-    assert len(found[1].splitlines()) <= 30
+    path.write_text(text)
+    assert len(text.splitlines()) <= 30
     attack = f"{path}:Corner"
     laws = [law for law in LAWS if law != "I7"]  # ten random points are a floor, not a search
     outcome = check_attack(attack, cases_for(attack)[::4], laws)
@@ -104,10 +110,9 @@ def test_the_laws_are_listed() -> None:
 
 
 def test_the_example_plug_ins_obey_the_laws(tmp_path: Path, run_cli: Callable[..., tuple[int, str, str]]) -> None:
-    found = dict(re.findall(r"<!-- (my_\w+\.py) -->\n```python\n(.*?)```", EXTENDING.read_text(), re.DOTALL))
-    for name, text in found.items():
-        (tmp_path / name).write_text(text)
-    assert set(found) == {"my_methods.py", "my_data.py", "my_models.py"}
+    pages = {"own-method.md": "my_methods.py", "own-data.md": "my_data.py", "own-model.md": "my_models.py"}
+    for page, name in pages.items():
+        (tmp_path / name).write_text(files(page)[name])
     check_method(f"{tmp_path}/my_methods.py:Smooth")
     check_dataset(f"{tmp_path}/my_data.py:stripes", tmp_path)
     check_model(f"{tmp_path}/my_models.py:net", shape=(1, 8, 8))
@@ -132,24 +137,23 @@ def test_the_python_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def commands() -> list[str]:
-    """Every line of a code block of README and docs that calls robench."""
-    pages = [README, *sorted(PAGE.parent.glob("*.md"))]
-    blocks = [block for page in pages for block in re.findall(r"```(?:\w*)\n(.*?)```", page.read_text(), re.DOTALL)]
-    lines = [
-        line for block in blocks for line in re.sub(r"\\\n", " ", block).splitlines() if line.startswith("robench ")
-    ]
-    return list(dict.fromkeys(lines))
+    """Every call of robench in a code block of README and docs, and in the text between unless it has a gap to fill."""
+    lines = [line for page in PAGES for block in blocks(page) for line in block.commands]
+    inline = [span for path in PAGES.values() for span in re.findall(r"`(robench [^`\n]+)`", path.read_text())]
+    lines += [span for span in inline if not re.search(r"\.\.\.|[A-Z]{3}|\||\w/$", span)]
+    return [line for line in dict.fromkeys(lines) if line.startswith("robench ")]
 
 
 @pytest.mark.parametrize("line", commands())
 def test_every_command_is_one(line: str) -> None:
-    """Commands, options and values are known; what they name need not be there."""
-    context, words = (
-        click.Context(cli, info_name="robench"),
-        shlex.split(re.split(r" >>? ", line)[0], comments=True)[1:],
-    )
+    """Commands, options and values are known; what they name need not be there. tests/test_commands.py runs them."""
+    context = click.Context(cli, info_name="robench", **cli.context_settings)
+    words = shlex.split(re.split(r" >>? ", line)[0], comments=True)[1:]
     command = cli.commands[words[0]]
-    command.make_context(words[0], words[1:], parent=context)
+    whole = any(line in block.commands for page in PAGES for block in blocks(page))
+    mentioned = () if whole else (click.MissingParameter, click.BadOptionUsage)  # text may name a command alone
+    with contextlib.suppress(*mentioned):
+        command.make_context(words[0], words[1:], parent=context)
 
 
 def test_the_agreement_table_is_what_is_kept() -> None:
@@ -204,17 +208,46 @@ def parts(path: Path) -> list[tuple[str, str, str]]:
 def test_the_demos_report_in_every_format_follows_from_its_records(
     run_cli: Callable[..., tuple[int, str, str]],
 ) -> None:
-    kept = sorted(path.name for path in DEMO.glob("report.*"))
-    assert kept == [f"report.{form}" for form in ("csv", "json", "md", "tex")]
+    kept = sorted(path.name for path in DEMO.glob("*.*") if path.name != "tables.json")
+    assert kept == ["cost.md", "indicators.md", *(f"report.{form}" for form in ("csv", "json", "md", "tex"))]
     code, said, err = run_cli("verify", DEMO, "--check")
     assert code == 0, said + err
-    assert re.search(r"tables follow from the records\W+4\W+ok", said + err)
+    assert re.search(r"tables follow from the records\W+6\W+ok", said + err)
 
 
-@pytest.mark.parametrize("table", ["white-box", "transfer"])
+def test_the_demos_page_follows_from_its_records(run_cli: Callable[..., tuple[int, str, str]]) -> None:
+    pytest.importorskip("matplotlib", reason="figures need matplotlib: pip install 'robench[plot]'")
+    page = README.parent / "docs" / "demo-report.html"
+    code, made, err = run_cli("report", "--results", DEMO, "--format", "html")
+    assert code == 0, err
+    if "RENEW_GOLDEN" in os.environ:
+        page.write_text(made)
+    kept = page.read_text()
+    assert "docs/demo-report.html" in README.read_text()
+    assert len(kept) < 600_000
+    pattern = r"<svg.*?</svg>"  # another release of matplotlib may round coordinates in another way
+    assert re.sub(pattern, "", kept, flags=re.DOTALL) == re.sub(pattern, "", made, flags=re.DOTALL)
+    before, after = ([words(svg) for svg in re.findall(pattern, text, re.DOTALL)] for text in (kept, made))
+    assert before == after
+    assert len(before) > 8
+
+
+def words(svg: str) -> list[str]:
+    """The texts of a drawing, in order."""
+    every = ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")
+    return ["".join(each.itertext()).strip() for each in every]
+
+
+@pytest.mark.parametrize("table", ["white-box", "transfer", "cost", "indicators"])
 def test_a_report_fits_a_terminal_of_eighty(table: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(terminal, "Console", partial(terminal.Console, width=80, force_terminal=True))
-    made = reporting.tables(list(Store(DEMO).records()), table)
+    records = list(Store(DEMO).records())
+    if table == "cost":
+        made = cost.tables(records, exhibits.load(DEMO).training)
+    elif table == "indicators":
+        made = standing.tables(records)
+    else:
+        made = reporting.tables(records, table)
     shown = re.sub("\x1b\\[[0-9;]*m", "", terminal.text(made))
     assert made[0].title in shown
     assert max(map(len, shown.splitlines())) <= 80

@@ -259,7 +259,7 @@ def test_a_record_under_another_name_is_noticed(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.put(result())
     store.path(CELL).rename(store.path(replace(CELL, seed=1)))
-    with pytest.raises(StoreError, match=f"it describes the cell {CELL.key}"):
+    with pytest.raises(StoreError, match=f"describes the cell {CELL.key}: rename it to {CELL.key}.json"):
         store.get(replace(CELL, seed=1))
 
 

@@ -420,12 +420,19 @@ def test_after_a_power_cut_parts_are_whole_or_absent(
 def test_a_stopped_command_says_that_it_goes_on_and_does(
     standard: Checkpoint, tmp_path: Path, run_cli: Callable[..., tuple[int, str, str]], number: int, code: int
 ) -> None:
-    folder, said = tmp_path / "results", tmp_path / "said"
+    folder, said, sent = tmp_path / "results", tmp_path / "said", tmp_path / "sent"
     job = planned(Engine(CPU), standard, "pgd@steps=50", "linf-0.001")  # breaks little, so that it takes a while
     command = ["evaluate", standard.folder, "--attack", "pgd@steps=50", "--threat", "linf-0.001", "--count", COUNT]
     command += ["--batch", 1, "--device", "cpu", "--results", folder]
+
+    def hold(point: str, path: Path) -> None:
+        """At the end of the third part, wait for the signal: a fast child must not come to its end before."""
+        while point == "kept" and path.name == "2-3.json" and not sent.exists():
+            time.sleep(0.01)
+
     child = os.fork()
     if child == 0:
+        files.hook = hold
         signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a shell; whoever runs tests may ignore it
         left = iter(range(2))
 
@@ -443,6 +450,7 @@ def test_a_stopped_command_says_that_it_goes_on_and_does(
     while len(list(folder.glob("parts/*/*.json"))) < 3:
         time.sleep(0.001)
     os.kill(child, number)
+    sent.touch()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == code
     assert "the same command goes on" in said.read_text()
     assert not list(folder.glob("parts/*/*.claim"))
