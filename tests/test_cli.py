@@ -166,6 +166,14 @@ def refused(run: tuple[int, str, str], hint: str) -> None:
         ("--versio", "No such option '--versio'. Did you mean '--version'? (robench --help)"),
         ("evaluate --atack fgsm", "No such option '--atack'. Did you mean '--attack'? (robench evaluate --help)"),
         ("check attack fgsm --law", "Option '--law' requires an argument. (robench check --help)"),
+        ("train rocl --set seed=3", "the seed belongs to the run and not to the recipe: --seed N"),
+        ("train rocl --set stage=3", "stage: expected a list, not 3"),
+        ("train rocl --set nothing=3", "nothing: unknown key (keys: name, dataset"),
+        ("train rocl --set dataset=digits --dataset cifar10", "--dataset and --set dataset say the same thing twice"),
+        (
+            "train rocl --model timm:resnet18",
+            "a recipe trains an encoder (robench list models); timm: names classifiers",
+        ),
         ("train rocl --seed x", "'x' is not a number. (robench train --help)"),
         ("evaluate --attack fgsm --plan --track tensorboard", "so --track has nothing to say"),
         ("evaluate --attack fgsm --threat l0-3", "unknown norm 'l0' (norms: linf, l2, l1)"),
@@ -235,6 +243,7 @@ def things(here: Path, trained: Path) -> Path:
         "import torch\n\n\ndef make_model():\n    return torch.nn.Flatten()\n\n\ndef stops():\n    raise ValueError('oh')\n"
     )
     (here / "ends.py").write_text("raise SystemExit(0)\n")
+    (here / "syntax.py").write_text("def (:\n")
     numpy.savez(here / "objects.npz", x=numpy.array([{}]), y=numpy.array([0]))
     numpy.save(here / "one.npy", numpy.zeros((2, 8, 8), numpy.uint8))
     torch.save({"a": torch.zeros(1)}, here / "w.pt")
@@ -291,6 +300,10 @@ def test_the_ending_of_a_file_says_its_format(name: str, begins: str, things: Pa
         ("evaluate --model my.py: {}", "name what stands in it, my.py:NAME (it has make_model, stops)"),
         ("evaluate --model my.py:make_modle {}", "'make_modle', which is not in my.py. Did you mean 'make_model'?"),
         ("evaluate --model ends.py:make {}", "cannot import ends.py: SystemExit: 0"),
+        ("evaluate --model syntax.py:make {}", "cannot import syntax.py: SyntaxError"),
+        ("evaluate --model no_such_package:make {}", "cannot import no_such_package: ModuleNotFoundError"),
+        ("evaluate --model my.py:torch.nothing --dataset digits {}", "'nothing', which is not in my.py:torch."),
+        ("evaluate --attack my.py:nothing", "cannot import 'nothing', which is not in my.py"),
         ("evaluate {} pgd-at-digits@first", "behind the @ stands best or last: pgd-at-digits@last"),
         ("evaluate {} pgd-at-digit", "Did you mean 'pgd-at-digits'?"),
         ("evaluate {} checkpoints/pgd-at-digits/last.json", "named by its folder: checkpoints/pgd-at-digits"),

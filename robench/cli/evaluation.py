@@ -142,13 +142,13 @@ def evaluate(
     """
     from robench import gates, launch
     from robench.files import check_writable
-    from robench.registry import ATTACKS
+    from robench.registry import ATTACKS, seek
 
     unheard = {"--json": as_json, "--fail-under": thresholds, "--track": trackers}
     if plan and (idle := [name for name, there in unheard.items() if there]):
         raise UsageError(f"--plan attacks nothing, so {idle[0]} has nothing to say: leave one of them away")
     for attack in attacks:
-        ATTACKS.entry(attack)
+        seek(ATTACKS, attack)
     if not attacks and not suites:
         raise UsageError(_nothing(checkpoint, where.checkpoints))
     wanted = _suites(suites, attacks, threats, sources, draws)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from robench.cli import naming
 from robench.cli.option import Choice, Threat, Where, compute, results_option, track_option
 from robench.cli.telling import finish, show_tables, tell
+from robench.errors import UsageError
 from robench.spec import assignment
 from robench.threat import ThreatModel
 
@@ -29,7 +31,9 @@ SMOKE_BATCH = 16
 
 @click.command(short_help="Train a recipe: recipe -> checkpoints/")
 @click.argument("recipe", shell_complete=naming.recipes)
-@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a recipe value: stage.0.epochs=2")
+@click.option(
+    "--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a recipe value: stage.0.epochs=2. May repeat."
+)
 @click.option("--dataset", help="Train on another data set: robench list datasets", shell_complete=naming.datasets)
 @click.option(
     "--resize", type=click.IntRange(1, 4096), metavar="N", help="Make the images NxN, as an encoder wants them."
@@ -83,11 +87,10 @@ def train(
     from robench.files import check_writable
 
     pairs = [assignment(text) for text in changes]
-    pairs += [("dataset", dataset)] if dataset else []
-    pairs += [("resize", resize)] if resize else []
-    pairs += [("model", model)] if model else []
-    pairs += [("precision", precision)] if precision else []
-    wanted = recipes.load(recipe, pairs)
+    named = [("dataset", dataset), ("resize", resize), ("model", model), ("precision", precision)]
+    options = [(key, value) for key, value in named if value]
+    _check_once(pairs, options)
+    wanted = recipes.load(recipe, [*pairs, *options])
     words = re.sub(r"[^\w.-]+", "-", dataset or "")
     suffix = ("-smoke" if smoke else "") + (f"-seed{seed}" if seed else "")
     folder = out or where.checkpoints / (wanted.name + (f"-{words}" if words else "") + suffix)
@@ -97,6 +100,19 @@ def train(
 
     with distributed.joined(lambda: where.device) as device:
         _train(wanted, folder, seed, device, where, encoder, resume, smoke, compiled, trackers)
+
+
+def _check_once(changes: Sequence[tuple[str, Any]], options: Sequence[tuple[str, Any]]) -> None:
+    """Refuse a key of `--set` that an option sets too, of which one would not be heard, and the seed, which is no key.
+
+    Raises:
+        UsageError: naming it.
+    """
+    keys = {key for key, _ in changes}
+    if "seed" in keys:
+        raise UsageError("--set seed: the seed belongs to the run and not to the recipe: --seed N")
+    if twice := [key for key, _ in options if key in keys]:
+        raise UsageError(f"--{twice[0]} and --set {twice[0]} say the same thing twice: leave one away")
 
 
 def _train(
@@ -160,7 +176,7 @@ def _train(
         say(f"a full run would take here about {' + '.join(times)}; this one was {SMOKE_STEPS} small steps a stage")
     shown = ", ".join(f"{k} {100 * v:.1f} %" for k, v in made.metrics.items() if k.startswith("validation"))
     say(f"done: {made.folder} ({made.kind} epoch {made.epoch}{', ' + shown if shown else ''})")
-    say(f"next: robench evaluate {made.folder} --attack pgd-20")
+    say(f"next: robench evaluate {shlex.quote(str(made.folder))} --attack pgd-20")
 
 
 def _processes() -> str:
