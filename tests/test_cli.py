@@ -26,6 +26,7 @@ from robench.errors import DiskFullError, UsageError
 from robench.protocols import Classifier
 from robench.results import Store
 from robench.spec import digest
+from robench.terminal import folded
 from robench.threat import ThreatModel
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -521,6 +522,22 @@ def test_lists(what: str, some: list[str], here: Path, run_cli: Cli) -> None:
     assert (code, err) == (0, "")
     assert {line.split()[0] for line in out.splitlines()[1:]} >= set(some)
     assert files(here) == set()
+
+
+def test_a_list_is_folded_into_a_narrow_terminal() -> None:
+    line, widths = ["cpu", "ok", "a cold-start of many words that go on"], [5, 4, 37]
+    assert (
+        folded(line, widths, None) == folded(line, widths, 50) == "cpu    ok    a cold-start of many words that go on"
+    )
+    beside = folded(line, widths, 40).split("\n")
+    assert [part[:13].strip() for part in beside] == ["cpu    ok", ""]
+    assert " ".join(part[13:] for part in beside) == line[-1]
+    below = folded(line, widths, 30).split("\n")
+    assert below[0].startswith("cpu    ok    a cold-start")
+    assert below[1].startswith("    ")
+    assert " ".join(" ".join(below).split()) == "cpu ok a cold-start of many words that go on"
+    assert max(map(len, beside)) <= 40
+    assert max(map(len, below)) <= 30
 
 
 def test_the_module_is_the_command() -> None:
