@@ -138,6 +138,8 @@ class Registry:
         plugin = self.plugins().get(name)
         if plugin is not None:
             return Entry(name, plugin.value, summary="plug-in")
+        if "," in name and all(part.strip() in self.rows for part in name.split(",")):
+            raise UsageError(f"{self.kind} {name!r}: name one at a time, and give the option again for the next")
         raise unknown(self.kind, name, self.names(), f"robench list {self.kind}s")
 
     def _overridden(self, row: Entry, given: Mapping[str, Any]) -> Entry:

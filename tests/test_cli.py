@@ -167,6 +167,9 @@ def refused(run: tuple[int, str, str], hint: str) -> None:
         ("--versio", "No such option '--versio'. Did you mean '--version'? (robench --help)"),
         ("evaluate --atack fgsm", "No such option '--atack'. Did you mean '--attack'? (robench evaluate --help)"),
         ("check attack fgsm --law", "Option '--law' requires an argument. (robench check --help)"),
+        ("evaluate --attack pgd-20,fgsm", "attack 'pgd-20,fgsm': name one at a time"),
+        ("evaluate --attack fgsm --threat linf-0.1,l2-1", "name one threat at a time"),
+        ("evaluate --attack fgsm --threads 99999", "99999 is not in the range 1<=x<=1024"),
         ("train rocl --set seed=3", "the seed belongs to the run and not to the recipe: --seed N"),
         ("train rocl --set stage=3", "stage: expected a list, not 3"),
         ("train rocl --set nothing=3", "nothing: unknown key (keys: name, dataset"),
@@ -306,6 +309,11 @@ def test_the_ending_of_a_file_says_its_format(name: str, begins: str, things: Pa
         ("evaluate --model my.py:torch.nothing --dataset digits {}", "'nothing', which is not in my.py:torch."),
         ("evaluate --attack my.py:nothing", "cannot import 'nothing', which is not in my.py"),
         ("evaluate {} pgd-at-digits@first", "behind the @ stands best or last: pgd-at-digits@last"),
+        ("evaluate {} pgd-at-digits,pgd-at-digits", "Those are 2, each a word of its own: pgd-at-digits pgd-at-digits"),
+        (
+            "evaluate {} --checkpoints checkpoints/pgd-at-digits",
+            "is one run, and not the folder of runs: robench evaluate",
+        ),
         ("evaluate {} pgd-at-digit", "Did you mean 'pgd-at-digits'?"),
         ("evaluate {} checkpoints/pgd-at-digits/last.json", "named by its folder: checkpoints/pgd-at-digits"),
         ("evaluate {} checkpoints", "it holds runs: name one, such as checkpoints/pgd-at-digits"),
@@ -581,6 +589,16 @@ def test_train_evaluate_report(here: Path, run_cli: Cli) -> None:
 
     refused(run_cli("report", "--dataset", "cifar10"), "there are some on digits")
     refused(run_cli("report", "--table", "cells"), "--format csv")
+
+
+def test_a_percentage_below_one_is_spoken_of(checkpoints: Path, here: Path, run_cli: Cli) -> None:
+    asked = ("evaluate", "standard-digits", "--attack", " fgsm ", "--count", 4, "--fail-under")
+    code, _, err = run_cli(*asked, "clean=0.45")
+    assert code == 0
+    assert "note: --fail-under clean=0.45 is 0.45 per cent, not 45" in err
+    assert "note:" not in run_cli(*asked, "clean=4.5")[2]
+    (record,) = Store(here / "results").records()
+    assert record.cell.attack == "fgsm"
 
 
 def test_transfer(checkpoints: Path, here: Path, run_cli: Cli) -> None:
