@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from robench import files
-from robench.errors import CheckpointError, missing
+from robench.errors import CheckpointError, first_line, missing
 
 
 class BlackBox(nn.Module):
@@ -84,7 +84,7 @@ def onnx_model(*, file: str) -> nn.Module:
     try:
         session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors share no class of their own
-        raise CheckpointError(f"{file} is not ONNX that onnxruntime can read: {str(error).splitlines()[0]}") from None
+        raise CheckpointError(f"{file} is not ONNX that onnxruntime can read: {first_line(error)}") from None
     if len(session.get_inputs()) != 1:
         names = ", ".join(each.name for each in session.get_inputs())
         raise CheckpointError(f"{file} takes {names}; a classifier takes images and nothing else")

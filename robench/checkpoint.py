@@ -15,7 +15,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from robench import files, tensors
-from robench.errors import CheckpointError, RobenchError, nearest
+from robench.errors import CheckpointError, RobenchError, StoreError, first_line, nearest
 from robench.methods import method_for
 from robench.models import Nets, build_nets
 from robench.recipe import WEIGHTS, Recipe
@@ -44,8 +44,10 @@ class Checkpoint:
         metrics: the figures of its epoch, on the validation split.
         provenance: where it came from.
         cost: of each stage so far, those of the encoder it started from first: `seconds` of wall time on the device,
-            `images` that gradient steps were taken on, `peak_memory` in bytes and `joules` where the device counts them.
-            Work that an interruption lost is not in it. Empty in checkpoints of before it was measured.
+            `device_seconds` the same of all devices together, `images` that gradient steps were taken on, images that passed
+            the encoder `forwards` and `backwards`, `peak_memory` in bytes and `joules` where the device counts them, `head`
+            for a stage that put a head on an encoder. Up to this epoch; work that an interruption lost is not in it. Empty
+            in checkpoints of before it was measured.
     """
 
     folder: Path
@@ -96,6 +98,28 @@ class Checkpoint:
         if "head" not in nets_after(recipe, self.stages, self.classes, self.shape).parts:
             return f"{self.name} is an encoder without a head: robench train linear --encoder {self.folder}"
         return ""
+
+    @property
+    def spent(self) -> tuple[Mapping[str, float], ...]:
+        """What it cost to get here: the best epoch of a run is known when the run is over, so its whole cost counts."""
+        if self.kind == "best" and (self.folder / "last.json").is_file():
+            with suppress(CheckpointError):  # of weights that nobody asks for
+                return open_checkpoint(f"{self.folder}@last", self.folder.parent).cost
+        return self.cost
+
+    @property
+    def doubt(self) -> str:
+        """What is wrong with `run.json` beside it, though its weights may be whole; nothing when all fits."""
+        try:
+            said = marker(self.folder)
+            if said is None or (build(Recipe, said["recipe"]), said["seed"]) == (self.recipe, self.seed):
+                return ""
+        except (*DAMAGE, StoreError) as error:
+            return f"{self.name} is attacked as its {self.kind}.json describes it, but {error}"
+        return (
+            f"{self.name} is attacked as its {self.kind}.json describes it, but run.json beside it is of another run (recipe "
+            "or seed differ): one of them was copied here; find out which"
+        )
 
     def subject(self, dataset: str) -> Subject:
         """What tables need to know of it."""
@@ -186,6 +210,32 @@ def save(described: Checkpoint, nets: Nets) -> Checkpoint:
         {**table, "digest": digest(table)},
     )
     return made
+
+
+def marker(folder: Path) -> dict[str, Any] | None:
+    """What `run.json` says of the run that a folder holds; None where there is none.
+
+    Raises:
+        StoreError: if it is damaged.
+    """
+    path = folder / "run.json"
+    try:
+        found: dict[str, Any] = json.loads(path.read_bytes())
+        sealed = found.pop("digest", None)  # which those of earlier versions had none of
+        if sealed is not None and sealed != digest(found):
+            raise ValueError("its content is not what was written: the digest differs")
+        if not isinstance(found["identity"], str) or not all(
+            isinstance(found.get(key, {}), dict) for key in ("recipe", "provenance")
+        ):
+            raise ValueError("it says of no run which it is")
+    except FileNotFoundError:
+        return None
+    except DAMAGE as error:
+        raise StoreError(
+            f"{path} is damaged ({type(error).__name__}: {first_line(error)}): restore it, or train into another folder with "
+            "--out"
+        ) from None
+    return found
 
 
 def settle(folder: Path) -> None:

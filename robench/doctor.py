@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from robench import __version__, registry
-from robench.errors import RobenchError
+from robench.errors import RobenchError, first_line
 from robench.provenance import installed
 from robench.recipe import names
 
@@ -126,8 +126,7 @@ def _tried(what: str, run: Callable[[], str], remedy: str) -> Finding:
     try:
         return Finding(what, "ok", run())
     except Exception as error:  # what is broken may break in any way
-        said = (str(error).splitlines() or [""])[0]
-        return Finding(what, "wrong", f"{type(error).__name__}: {said}; {remedy}")
+        return Finding(what, "wrong", f"{type(error).__name__}: {first_line(error)}; {remedy}")
 
 
 def _extras() -> Iterator[Finding]:

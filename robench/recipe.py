@@ -7,6 +7,7 @@ import math
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -353,9 +354,34 @@ def _completed(table: dict[str, Any], chain: tuple[str, ...]) -> dict[str, Any]:
     if base is not None:
         inherited = {key: value for key, value in read(base, chain).items() if key not in _OWN}
         table = {**inherited, **table}
+    _spell(table)
     for path, value in changes.items():
-        assign(table, path, value)
+        assign(table, _spelled(table, path), value)
     return table
+
+
+def spelled(name: str, path: str) -> str:
+    """A path in a recipe by the names of its own: `stage.0.options.lambda` of `rocl` is `stage.0.options.regularise`."""
+    return _spelled(read(name), path)
+
+
+def _spelled(table: Mapping[str, Any], path: str) -> str:
+    parts = path.split(".")
+    if len(parts) > 3 and (parts[0], parts[2]) == ("stage", "options"):
+        with suppress(KeyError, IndexError, TypeError, ValueError, UsageError):  # which `assign` or `build` reports
+            parts[3] = METHODS.entry(table["stage"][int(parts[1])]["method"]).aliases.get(parts[3], parts[3])
+    return ".".join(parts)
+
+
+def _spell(table: dict[str, Any]) -> None:
+    """Give the options of every stage their own names."""
+    for stage in table["stage"] if isinstance(table.get("stage"), list) else ():
+        if isinstance(stage, dict) and isinstance(stage.get("method"), str) and isinstance(stage.get("options"), dict):
+            try:
+                entry = METHODS.entry(stage["method"])
+            except UsageError:  # which `build` reports
+                continue
+            stage["options"] = entry.spelled(stage["options"])
 
 
 def load(name: str, changes: Iterable[tuple[str, Any]] = ()) -> Recipe:
@@ -370,7 +396,11 @@ def load(name: str, changes: Iterable[tuple[str, Any]] = ()) -> Recipe:
     """
     table = copy.deepcopy(read(name))
     for path, value in changes:
-        assign(table, path, value)
+        assign(table, _spelled(table, path), value)
+    try:
+        _spell(table)
+    except UsageError as error:
+        raise UsageError(f"recipe {name}: {error}") from None
     size = table.pop("resize", None)
     if size is not None:
         table["dataset"] = f"{table.get('dataset', '')}{',' if '@' in str(table.get('dataset')) else '@'}resize={size}"

@@ -40,6 +40,7 @@ class Entry:
         family: the option that the text after a family name fills.
         version: raised whenever the row's results change, so that old cells are not mistaken for new ones.
         exempt: the laws of `robench.testing` an attack does not obey, each with the reason.
+        aliases: other names of options, as papers or other spellings have them, each with the option it means.
     """
 
     name: str
@@ -50,6 +51,22 @@ class Entry:
     family: str = ""
     version: int = 1
     exempt: Mapping[str, str] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+    def spelled(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Options by their own names, so that whatever they were called, the same settings are the same run.
+
+        Raises:
+            UsageError: if one is given under two names.
+        """
+        found: dict[str, Any] = {}
+        for key, value in options.items():
+            name = self.aliases.get(key, key)
+            if name in found:
+                key = key if key != name else next(k for k in options if self.aliases.get(k) == name)
+                raise UsageError(f"{' and '.join(sorted((key, name)))} are one option of {self.name}: give one of them")
+            found[name] = value
+        return found
 
 
 class Registry:
@@ -268,7 +285,16 @@ METHODS = Registry(
         Entry("rst", "robench.methods.rst:RST", "TRADES with pseudo-labels beside the labels (Carmon et al. 2019)"),
         Entry("simclr", "robench.methods.simclr:SimCLR", "contrastive learning of two views (Chen et al. 2020)"),
         Entry(
-            "rocl", "robench.methods.rocl:RoCL", "contrastive learning against instance-wise attacks (Kim et al. 2020)"
+            "rocl",
+            "robench.methods.rocl:RoCL",
+            "contrastive learning against instance-wise attacks (Kim et al. 2020)",
+            aliases={
+                "lambda": "regularise",
+                "regularize": "regularise",
+                "regularize_to": "regularise_to",
+                "regularize_loss": "regularise_loss",
+                "attack_view": "attack_target",
+            },
         ),
         Entry("supcon", "robench.methods.supcon:SupCon", "contrastive learning of classes (Khosla et al. 2020)"),
         Entry("linear", "robench.methods.linear:Linear", "linear evaluation (LE): a linear head on a frozen encoder"),

@@ -202,20 +202,24 @@ class Store:
         return read(path) if path.is_file() else None
 
     def put(self, record: Result | Failure) -> None:
-        """Keep a record. A result replaces a failure; the same result may be put twice.
+        """Keep a record. A result replaces a failure; the same result may be put twice, also by two processes at once.
 
         Raises:
-            StoreError: if the cell already has a result with other bits, or the folder cannot be written.
+            StoreError: if the cell already has another result, or the folder cannot be written.
         """
-        there = self.get(record.cell)
-        if isinstance(there, Result):
-            if isinstance(record, Result) and (there.clean, there.robust) != (record.clean, record.robust):
-                raise StoreError(
-                    f"{self.path(record.cell)} holds another result for the same cell: {sum(there.robust)} robust images "
-                    f"there, {sum(record.robust)} now. Move the file away to keep the new one, and find out which is right"
-                )
+        path = self.path(record.cell)
+        content = files.json_bytes(_sealed(record))
+        if not path.exists() and files.write_new(path, content):
             return
-        files.write_json(self.path(record.cell), _sealed(record))
+        with files.alone(path.parent):  # nobody else replaces what is there meanwhile
+            there = self.get(record.cell)
+            if not isinstance(there, Result):
+                files.write(path, content)
+            elif isinstance(record, Result) and (said := differences(there, record)):
+                raise StoreError(
+                    f"{path} holds another result for the same cell: {said}. Move the file away to keep the new one, and find "
+                    "out which is right"
+                )
 
     def records(self) -> Iterator[Result | Failure]:
         """Every record, in the order of its key.
@@ -237,6 +241,23 @@ def nothing(folder: Path) -> StoreError:
     if folder.name == "cells" and any(folder.glob("*.json")):
         return StoreError(f"no results in {folder}, which holds the cells of {folder.parent}: name that folder")
     return StoreError(f"no results in {folder}: robench evaluate --attack pgd-20, or robench demo")
+
+
+def differences(there: Result, now: Result) -> str:
+    """How two results of one cell contradict each other, in words; nothing if they do not.
+
+    Bits must be the same. Norms may differ by what rounding does on another machine.
+    """
+    counts = f"{sum(there.robust)} robust images there, {sum(now.robust)} now"
+    if (there.clean, there.robust) != (now.clean, now.robust):
+        return counts
+    if (there.norms is None) != (now.norms is None):
+        return f"{counts}, and only one has the norms of single images"
+    for image, (one, other) in enumerate(zip(there.norms or (), now.norms or (), strict=True)):
+        far = math.inf
+        if not math.isclose(far if one is None else one, far if other is None else other, rel_tol=1e-2, abs_tol=1e-6):
+            return f"{counts}, and image {image} is broken at {one} there, at {other} now"
+    return ""
 
 
 def _sealed(record: Result | Failure) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from robench import data
 from robench.data import Images, Split
 from robench.data.npz import unreadable
+from robench.device import halving
 from robench.door import frozen
 from robench.errors import DataError
 from robench.models import Nets
@@ -79,11 +80,13 @@ def _file(path: str) -> Tensor:
 
 def pseudo_labels(nets: Nets, pixels: Tensor, batch: int = 500) -> Tensor:
     """The class a classifier gives each image, (n,), int64, on the CPU."""
-    found = []
     with frozen(nets), torch.no_grad():
-        for part in pixels.split(batch):
-            found.append(nets(part.to(torch.float32).div_(255)).argmax(1).cpu())
-    return torch.cat(found)
+        return halving(
+            lambda count: torch.cat(
+                [nets(part.to(torch.float32).div_(255)).argmax(1).cpu() for part in pixels.split(count)]
+            ),
+            batch,
+        )[0]
 
 
 def mixed(few: Images, pixels: Tensor, labels: Tensor, *, share: float, whole: int) -> Mixed:

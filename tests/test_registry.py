@@ -1,6 +1,7 @@
 """Names: three doors lead in, none opens by itself, and a wrong name is answered with the nearest right one."""
 
 import sys
+from dataclasses import fields
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType
@@ -110,8 +111,25 @@ def test_options_without_a_value_are_refused(text: str) -> None:
 def test_unknown_options_are_refused_with_the_nearest() -> None:
     with pytest.raises(UsageError, match=r"attack pgd-20\.step_size: unknown key; did you mean 'steps?'"):
         attack_for("pgd-20@step_size=1", LINF)
-    with pytest.raises(UsageError, match=r"method rocl\.regularize: unknown key; did you mean 'regularise'"):
-        method_for("rocl", {"regularize": 1})
+    with pytest.raises(UsageError, match=r"method rocl\.regularised: unknown key; did you mean 'regularise'"):
+        method_for("rocl", {"regularised": 1})
+
+
+@pytest.mark.parametrize(
+    ("method", "alias"), [(row.name, alias) for row in METHODS.rows.values() for alias in row.aliases]
+)
+def test_every_alias_of_an_option_means_one_that_is_there(method: str, alias: str) -> None:
+    name = METHODS.rows[method].aliases[alias]
+    value = next(field.default for field in fields(METHODS.load(METHODS.entry(method))) if field.name == name)
+    assert alias not in {field.name for field in fields(METHODS.load(METHODS.entry(method)))}
+    assert method_for(method, {alias: value}) == method_for(method, {name: value}) == method_for(method, {})
+    with pytest.raises(UsageError, match=rf"{min(alias, name)} and {max(alias, name)} are one option of {method}"):
+        method_for(method, {name: value, alias: value})
+
+
+def test_options_have_the_names_of_the_paper_too() -> None:
+    method: Any = method_for("rocl@lambda=1/16", {"regularize_to": "original", "attack_view": "original"})
+    assert (method.regularise, method.regularise_to, method.attack_target) == (1 / 16, "original", "original")
 
 
 @pytest.mark.parametrize(

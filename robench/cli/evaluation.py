@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from robench.checkpoint import Checkpoint
     from robench.evaluation import Engine
     from robench.gates import Judgement
+    from robench.handing import Order
     from robench.inference import Inference
     from robench.job import Job
     from robench.launch import Launch, Piece
-    from robench.launching import Order
     from robench.protocols import Target
     from robench.results import Failure, Result, Store
     from robench.suite import Suite
@@ -156,7 +156,7 @@ def evaluate(
     if wanted and precision != "float32":
         raise UsageError(f"--precision {precision} goes with --attack; suite {wanted[0].name} is a table in float32")
     answers = _inference(inference, draws, average)
-    handed = order(launcher, context)
+    handed = order(launcher, context, lambda needed: checkpoint if "all" in sources else list(filter(None, needed)))
     mine = launch.task(launcher.task) if launcher.task else None
     tried = [*attacks, *(column.attack for suite in wanted for column in suite.columns)]
     limits = [gates.parse(text, tried) for text in thresholds]
@@ -219,11 +219,15 @@ def evaluate(
         if plan:
             from robench.planning import table
 
-            made = table(engine, wanted_jobs, Store(results))
+            made = [table(engine, wanted_jobs, Store(results))]
+            if handed is not None:
+                from robench import launching
+
+                made.append(launching.plan(engine, wanted_jobs, Store(results), handed))
         else:
             told = tell(_ran(engine, wanted_jobs, Store(results), handed, mine), quiet)
     if plan:
-        show_tables([made], "terminal")
+        show_tables(made, "terminal")
         return
     judged = gates.judged(limits, [record for record, _ in told])
     with tracking(kept, results.resolve().name, results, {"attacks": " ".join(tried), "seed": seed}) as rows:
@@ -258,26 +262,11 @@ def _ran(
     mine: tuple[Launch, Sequence[Piece]] | None,
 ) -> Iterator[tuple[Job, Result | Failure, bool]]:
     """Run jobs here, have other processes run them, or run what this process was handed."""
-    from robench import launch
+    from robench import launching
 
     if handed is not None:
-        from robench import launching
-
         return launching.run(engine, jobs, store, handed)
-    if mine is None:
-        return engine.run(jobs, store)
-    made, pieces = mine
-    if made.robench != __version__:
-        raise UsageError(
-            f"the launch is by robench {made.robench}, and here is {__version__}: install the same version on all machines"
-        )
-    within = launch.within(pieces)
-    known = {job.cell.key: job for job in jobs}
-    if absent := [key for key in within if key not in known]:
-        raise UsageError(
-            f"the cell {absent[0]} of the launch is none of this command: data or checkpoints have changed since"
-        )
-    return engine.run([known[key] for key in within], store, within)
+    return launching.work(engine, jobs, store, *mine) if mine else engine.run(jobs, store)
 
 
 @click.command(short_help="Look for signs of masked gradients: indicators G1 to G16.")
@@ -346,20 +335,31 @@ def diagnose(
 @checkpoints_option
 @results_option
 @device_option
-def demo(checkpoints: Path, results: Path, device: str) -> None:
+@launched
+@click.pass_context
+def demo(context: click.Context, checkpoints: Path, results: Path, device: str, launcher: Launcher) -> None:
     """Train five methods on real digits, attack them all, print the tables: the main job in a few minutes.
 
-    A smoke-sized experiment on 8x8 images, not CIFAR-10. Run it again and everything is there already.
+    A smoke-sized experiment on 8x8 images, not CIFAR-10. Run it again and everything is there already. With --launcher models
+    are trained by other processes and then attacked by others; the tables are the same.
     """
     from robench import demo as plan
+    from robench import launch
     from robench.files import check_writable
+    from robench.signals import terminating
     from robench.terminal import say, watched
 
+    handed = order(launcher, context)
+    mine = launch.task(launcher.task) if launcher.task else None
     check_writable(checkpoints)
     check_writable(results)
+    if mine:
+        with watched() as monitor:
+            tell(plan.work(checkpoints, results, torch_device(device), monitor, *mine))
+        return
     say(f"robench {__version__}: {plan.SUMMARY}")
-    with watched() as monitor:
-        told = tell(plan.run(checkpoints, results, torch_device(device), monitor), quiet=True)
+    with watched() as monitor, terminating() if handed else nullcontext():
+        told = tell(plan.run(checkpoints, results, torch_device(device), monitor, handed, say), quiet=True)
     print_report([record for record, _ in told], Asked("terminal"), None, results)
     say(f"checkpoints: {checkpoints}   results: {results}")
     say("next: robench report --format markdown, robench train rocl, robench evaluate --attack autoattack")

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import torch
 
 ENDINGS = {".md": "markdown", ".csv": "csv", ".tex": "latex", ".json": "json", ".html": "html"}
+BY = ("training", "evaluation", "total")  # `spending.BY`, which is not imported for --help
+UNITS = ("seconds", "passes", "joules")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -174,6 +176,33 @@ def refuse(context: click.Context, names: Sequence[str], why: str) -> None:
         given = context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
         if given and (idle := set(option.opts) & set(names)):
             raise UsageError(f"{idle.pop()} {why}")
+
+
+def filtered(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that say which results it is about, as one `selection`."""
+
+    @wraps(command)
+    def told(dataset: str | None, **others: Any) -> None:
+        from robench.selection import Selection
+
+        named = {name: others.pop(name) for name in ("attack", "threat", "source", "seed")}
+        command(selection=Selection(dataset=(dataset,) if dataset else (), **named), **others)
+
+    made: Callable[..., None] = told
+    for option in (
+        click.option("--seed", multiple=True, metavar="N", help="Only these seeds of attacks. May repeat."),
+        click.option(
+            "--source",
+            multiple=True,
+            metavar="CHECKPOINT",
+            help="Only crafted on these, or on none: white-box. May repeat.",
+        ),
+        click.option("--threat", multiple=True, metavar="NORM[-EPS]", help="Only these norms or threats. May repeat."),
+        click.option("--attack", multiple=True, metavar="NAME", help="Only these attacks. May repeat."),
+        click.option("--dataset", help="Only results on this data set."),
+    ):
+        made = option(made)
+    return made
 
 
 def torch_device(name: str, threads: int | None = None) -> torch.device:

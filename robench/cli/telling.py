@@ -54,13 +54,16 @@ def finish(
     told: Sequence[tuple[Result | Failure, bool]], results: Path, *, quiet: bool = False, missed: int = 0
 ) -> None:
     """The summary of an evaluation, what its numbers suggest, and its exit code: 1 for a failed cell or a missed threshold."""
-    from robench.reporting import apart, suspicions
+    from robench.doubt import beyond_flags, suspicions
+    from robench.reporting import apart
     from robench.results import FLAG, Failure, Result, safe
     from robench.terminal import say
 
     records = apart(record for record, _ in told if isinstance(record, Result))
     flags = {f"{r.subject.name}: {FLAG}{flag}" for r in records for flag in r.flags}
-    for text in [*sorted(flags), *suspicions(records)]:
+    names = {r.cell.checkpoint: r.subject.name for r in records}
+    failed_signs = [f"{names[who]}: unreliable {text}" for who, why in beyond_flags(records).items() for text in why]
+    for text in [*sorted(flags), *failed_signs, *suspicions(records)]:
         say(safe(text))
 
     skipped = sum(there for _, there in told)
@@ -69,6 +72,8 @@ def finish(
         cells = "1 cell" if len(told) == 1 else f"{len(told)} cells"
         new = len(told) - skipped - failed
         say(f"{cells}: {new} new, {skipped} already in {results}, {failed} failed")
+        if records:
+            say(f"indicators of masked gradients in them: robench report --table indicators --results {results}")
     if failed or missed:
         raise SystemExit(1)
 

@@ -215,6 +215,11 @@ def labelled(images: Images, share: float, seed: int) -> Images:
     return images if share == 1 else images.take(_chosen(images, share, seed))
 
 
+def smallest_class(images: Images) -> int:
+    """How many images the class has of which there are fewest."""
+    return int(images.y.bincount(minlength=images.classes).min())
+
+
 def unlabelled(images: Images, share: float, seed: int) -> Tensor:
     """The pixels of the images that `labelled` leaves out; their labels stay behind."""
     rest = torch.ones(len(images), dtype=torch.bool, device=images.pixels.device)

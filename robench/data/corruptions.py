@@ -66,7 +66,7 @@ def _array(path: Path, name: str) -> Any:
         there = sorted(each.stem for each in path.parent.glob("*.npy") if each.stem != "labels")
         match = nearest(name, there)
         guess = f" Did you mean {match!r}?" if match else ""
-        listed = f" (there: {', '.join(there)})" if there else "; unpack the archive of the corrupted images there"
+        listed = f" (there: {', '.join(there)})" if there else " Unpack the archive of the corrupted images there"
         raise DataError(f"there is no {path.name} in {path.parent}.{guess}{listed}")
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
