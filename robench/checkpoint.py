@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -272,7 +273,7 @@ def open_checkpoint(text: str, root: Path) -> Checkpoint:
     if folder is None:
         known = sorted(run.name for run in runs(root))
         listed = f"runs there: {', '.join(known)}" if known else "nothing is trained there yet: robench train RECIPE"
-        guess = _instead(place) or (f" Did you mean {match!r}?" if (match := nearest(place, known)) else "")
+        guess = _instead(place, known) or (f" Did you mean {match!r}?" if (match := nearest(place, known)) else "")
         raise CheckpointError(f"there is no checkpoint {place!r}, nor one of that name in {root} ({listed}).{guess}")
     kinds = [kind] if kind else ["best", "last"]
     path = next((folder / f"{k}.json" for k in kinds if (folder / f"{k}.json").is_file()), None)
@@ -296,9 +297,11 @@ def open_checkpoint(text: str, root: Path) -> Checkpoint:
         ) from None
 
 
-def _instead(text: str) -> str:
+def _instead(text: str, known: Collection[str]) -> str:
     """What to do with what was named in place of a training run; nothing if it looks like none of it."""
-    path = Path(text)
+    path, parts = Path(text), re.split(r"[,\s]+", text)
+    if len(parts) > 1 and set(parts) <= set(known):
+        return f" Those are {len(parts)}, each a word of its own: {' '.join(parts)}"
     if path.is_file() and _holds_one(path.parent):
         return f" A checkpoint is named by its folder: {path.parent}"
     if path.suffix in WEIGHTS and ":" not in text:
