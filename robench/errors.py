@@ -76,6 +76,24 @@ def unknown(kind: str, given: str, known: Iterable[str], next_step: str) -> Usag
     return UsageError(f"unknown {kind} {given!r}.{guess} ({len(names)} known: {next_step})")
 
 
-def missing(what: str, package: str, extra: str) -> UsageError:
-    """The error for something that needs a package which is not installed: the line that installs it."""
+def missing(what: str, package: str, extra: str, error: ImportError | None = None) -> UsageError:
+    """The error for something that needs a package which cannot be imported: the line that installs it, or what it lacks.
+
+    Args:
+        what: needs it.
+        package: as it is imported.
+        extra: of robench, which brings it.
+        error: of the import; one that names another module means that the package is there, and that is not.
+    """
+    lacks = error.name if error and error.name and error.name.partition(".")[0] != package else None
+    if lacks or (error and error.name is None):
+        return UsageError(
+            f"{what!r} comes with {package}, which is installed and cannot be imported ({safe_line(error)}): pip install "
+            f"--upgrade 'robench[{extra}]'"
+        )
     return UsageError(f"{what!r} comes with {package}, which is not installed: pip install 'robench[{extra}]'")
+
+
+def safe_line(error: BaseException | None) -> str:
+    """The first line of what an error says."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

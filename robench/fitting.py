@@ -31,11 +31,15 @@ FAMILIES = (
 )
 
 
-def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file by name, by `tensors.read_file`, which runs no code in it.
+def sniff(path: Path, sha256: str = "") -> None:
+    """Look at the first bytes of what should be weights.
+
+    Args:
+        path: of the file.
+        sha256: what its digest must be, if that is known.
 
     Raises:
-        CheckpointError: if it is absent, a web page, a whole model, would run code, or holds no weights.
+        CheckpointError: if there is no such file, or it is a web page.
     """
     try:
         with path.open("rb") as stream:
@@ -46,8 +50,17 @@ def read(path: Path) -> dict[str, Tensor]:
         seen = re.match(rb"<!?\w*", begins)
         raise CheckpointError(
             f"{path.name} is a web page, not weights (starts with '{seen[0].decode() if seen else '<'}'): the download was "
-            "refused or limited. Delete it and fetch it again"
+            "refused or limited. Delete it and fetch it again" + (f"; expected SHA-256 {sha256}" if sha256 else "")
         )
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file by name, by `tensors.read_file`, which runs no code in it.
+
+    Raises:
+        CheckpointError: if it is absent, a web page, a whole model, would run code, or holds no weights.
+    """
+    sniff(path)
     if zipfile.is_zipfile(path):
         with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
             if any(name.endswith("/constants.pkl") for name in archive.namelist()):

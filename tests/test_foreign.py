@@ -1,13 +1,12 @@
 """Classifiers from elsewhere: every way in, what is said of them, and the same engine behind."""
 
 import importlib
-import json
 import linecache
 import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -244,26 +243,53 @@ def test_robustbench_is_asked_by_its_own_words(monkeypatch: pytest.MonkeyPatch, 
         asked.update(options)
         return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 
-    fake = ModuleType("robustbench.utils")
-    fake.load_model = load_model  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "robustbench", ModuleType("robustbench"))
-    monkeypatch.setitem(sys.modules, "robustbench.utils", fake)
+    fake = ModuleType("robustbench")
+    fake.utils = SimpleNamespace(load_model=load_model)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "robustbench", fake)
     open_foreign("robustbench:Standard@threat_model=L2", digits)
-    assert asked == {"model_name": "Standard", "dataset": "cifar10", "threat_model": "L2"}
+    assert asked == {"model_name": "Standard", "dataset": "cifar10", "threat_model": "L2", "model_dir": "models"}
 
 
-def test_a_folder_laid_out_as_the_hub_does(tmp_path: Path) -> None:
-    timm = pytest.importorskip("timm", reason="needs timm: pip install 'robench[timm]'")
-    torch.manual_seed(3)
-    model = timm.create_model("resnet10t", num_classes=10).eval()
-    (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnet10t", "num_classes": 10}))
-    (tmp_path / "model.safetensors").write_bytes(save_tensors(model.state_dict()))
-    images = colours(Split.TEST, tmp_path)
-    found = open_foreign(f"hf:{tmp_path}", images)
-    torch.testing.assert_close(found.load()(images.x()), model(images.x()))
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"has no config\.json that names a timm architecture"):
-        open_foreign(f"hf:{tmp_path}", images)
+def test_a_package_that_is_broken_is_not_called_absent(
+    tmp_path: Path, digits: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "robustbench").mkdir()
+    (tmp_path / "robustbench" / "__init__.py").write_text("import pkg_resources_of_long_ago\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in [name for name in sys.modules if name.startswith("robustbench")]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(UsageError) as caught:
+        open_foreign("robustbench:Standard", digits)
+    assert str(caught.value) == (
+        "'robustbench:Standard' comes with robustbench, which is installed and cannot be imported (No module named "
+        "'pkg_resources_of_long_ago'): pip install --upgrade 'robench[robustbench]'"
+    )
+    assert "autoattack" not in sys.modules
+
+
+def test_what_robustbench_fetched_is_looked_at(tmp_path: Path, digits: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = tmp_path / "models" / "cifar10" / "Linf"
+
+    def load_model(**options: str) -> nn.Module:
+        kept.mkdir(parents=True)
+        (kept / "Standard.pt").write_text("<!doctype html>")  # what a refused download is
+        raise ValueError("invalid load key, '<'.")
+
+    fake = ModuleType("robustbench")
+    utils = {"load_model": load_model, "BenchmarkDataset": str, "ThreatModel": str}
+    fake.utils = SimpleNamespace(**utils, all_models={"cifar10": {"Linf": {"Standard": 1}}})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "robustbench", fake)
+    with pytest.raises(UsageError) as asked:
+        open_foreign("robustbench:Standrad", digits)
+    assert str(asked.value) == (
+        "robustbench knows no cifar10 model 'Standrad' for Linf. Did you mean 'Standard'? (1 known)"
+    )
+    with pytest.raises(CheckpointError) as caught:
+        open_foreign(f"robustbench:Standard@model_dir={tmp_path}/models", digits)
+    assert str(caught.value) == (
+        "Standard.pt is a web page, not weights (starts with '<!doctype'): the download was refused or limited. Delete it and "
+        "fetch it again"
+    )
 
 
 # what it is, in the record
@@ -584,12 +610,12 @@ def test_what_gives_no_logits(model: Any, words: str, digits: Images) -> None:
             "'timm:resnet18' comes with timm, which is not installed: pip install 'robench[timm]'",
         ),
         (
-            "timm",
+            "huggingface_hub",
             "hf:owner/name",
-            "'hf:owner/name' comes with timm, which is not installed: pip install 'robench[timm]'",
+            "'hf:owner/name' comes with huggingface_hub, which is not installed: pip install 'robench[hub]'",
         ),
         (
-            "robustbench.utils",
+            "robustbench",
             "robustbench:Standard",
             "'robustbench:Standard' comes with robustbench, which is not installed: pip install 'robench[robustbench]'",
         ),

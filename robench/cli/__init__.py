@@ -14,6 +14,7 @@ from robench.cli.compare import compare
 from robench.cli.environment import completion, doctor
 from robench.cli.evaluation import demo, diagnose, evaluate
 from robench.cli.exporting import export
+from robench.cli.hub import pull, push
 from robench.cli.launching import status
 from robench.cli.record import features, list_, show
 from robench.cli.report import plot, report, verify
@@ -57,6 +58,8 @@ for command in (
     list_,
     demo,
     export,
+    push,
+    pull,
     check,
     doctor,
     completion,

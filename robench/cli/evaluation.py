@@ -215,7 +215,8 @@ def evaluate(
         show_tables([made], "terminal")
         return
     judged = gates.judged(limits, [record for record, _ in told])
-    with tracking(kept, results.resolve().name, results, {"attacks": " ".join(tried), "seed": seed}) as rows:
+    config = {"attacks": " ".join(tried), "seed": seed}
+    with tracking(kept, results.resolve().name, results, config, say) as rows:
         for record, _ in told:
             rows(result_row(record))
     if as_json:

@@ -141,7 +141,7 @@ def _train(
     if distributed.leads():
         _tell_start(run, resume)
     latest: dict[str, Progress] = {}
-    told = tracking(kept, folder.name, folder, flat(plain(run.recipe)))
+    told = tracking(kept, folder.name, folder, flat(plain(run.recipe)), say)
     with (
         watched() if distributed.leads() else nullcontext(unwatched) as monitor,
         listening() as asked,
