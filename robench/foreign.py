@@ -55,6 +55,7 @@ class Foreign:
         network: what answers, normalisation included.
         threat: what it was trained against, if somebody said so.
         notes: what was done to make it fit, for whoever named it.
+        doubts: what a look at it has found.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Foreign:
     network: Wrapped = field(repr=False, compare=False)
     threat: ThreatModel | None = None
     notes: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def recipe(self) -> None:

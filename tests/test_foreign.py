@@ -366,8 +366,8 @@ def test_a_pickle_is_refused_and_runs_nothing(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         fitting.read(path)
     assert str(caught.value) == (
-        f"{path} would run __builtin__.getattr when it is opened, so it was not; weights hold tensors only. Save the state_dict, "
-        "best as safetensors"
+        f"{path} needs full pickle, which can run code: it would run __builtin__.getattr when it is opened, so it was not; "
+        "weights hold tensors only. Save the state_dict, best as safetensors"
     )
     assert not (tmp_path / "sprung").exists()
     torch.save(nn.Linear(2, 2), path)  # what people save most often

@@ -86,6 +86,9 @@ if TYPE_CHECKING:
     metavar="ATTACK=PERCENT",
     help="Exit code 1 when an accuracy is lower: autoattack=45, clean=80. May repeat.",
 )
+@click.option(
+    "--strict", is_flag=True, help="Exit code 6 when something makes a number suspect: what a flag or a look says."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout; all else is on stderr.")
 @track_option
 @click.option("--quiet", is_flag=True, help="No progress and no line for each cell; failures and thresholds are said.")
@@ -118,6 +121,7 @@ def evaluate(
     seed: int,
     batch: int,
     thresholds: Sequence[str],
+    strict: bool,
     as_json: bool,
     trackers: Sequence[str],
     quiet: bool,
@@ -140,7 +144,11 @@ def evaluate(
     from robench.files import check_writable
     from robench.registry import ATTACKS
 
-    if plan and (idle := [name for name, there in (("--json", as_json), ("--fail-under", thresholds)) if there]):
+    if plan and (
+        idle := [
+            name for name, there in (("--json", as_json), ("--fail-under", thresholds), ("--strict", strict)) if there
+        ]
+    ):
         raise UsageError(f"--plan attacks nothing, so {idle[0]} has nothing to say: leave one of them away")
     for attack in attacks:
         ATTACKS.entry(attack)
@@ -222,7 +230,7 @@ def evaluate(
     if as_json:
         click.echo(_document(told, judged), nl=False)
     missed = tell_gates(judged, quiet)
-    finish(told, results, quiet=quiet, missed=missed)
+    finish(told, results, quiet=quiet, missed=missed, strict=strict, doubts=foreign.doubts if foreign else ())
 
 
 def _document(told: Sequence[tuple[Result | Failure, bool]], judged: Sequence[Judgement]) -> str:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 OWN = (  # options that a process of a launch is not given
     *("launcher", "jobs", "settings", "minutes", "poll", "task"),
-    *("thresholds", "as_json", "trackers", "quiet", "plan"),
+    *("thresholds", "strict", "as_json", "trackers", "quiet", "plan"),
 )
 
 
