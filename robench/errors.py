@@ -60,10 +60,16 @@ class AttackError(RobenchError):
     """An attack that cannot run on this model or threat, or whose output breaks the contract."""
 
 
+# what people call things whose names are spelled in another way altogether
+NICKNAMES = {"aa": "autoattack", "aa-rand": "autoattack-rand", "carlini": "cw", "cw-l2": "cw", "hsj": "hopskipjump"}
+
+
 def nearest(given: str, known: Iterable[str]) -> str | None:
     """The known name closest to what was typed, or None when nothing is close."""
     names = list(known)
     folded = {name.lower().replace("_", "-"): name for name in names}
+    if (usual := NICKNAMES.get(given.lower())) in names:
+        return usual
     close = difflib.get_close_matches(given.lower().replace("_", "-"), folded, n=1, cutoff=0.55)
     return folded[close[0]] if close else None
 
@@ -85,8 +91,7 @@ def missing(what: str, package: str, extra: str, error: ImportError | None = Non
         extra: of robench, which brings it.
         error: of the import; one that names another module means that the package is there, and that is not.
     """
-    lacks = error.name if error and error.name and error.name.partition(".")[0] != package else None
-    if lacks or (error and error.name is None):
+    if error is not None and package not in (error.name or "").split("."):
         return UsageError(
             f"{what!r} comes with {package}, which is installed and cannot be imported ({safe_line(error)}): pip install "
             f"--upgrade 'robench[{extra}]'"
