@@ -4,7 +4,7 @@ VENV ?= .venv
 JOBS ?= 2
 BIN = $(VENV)/bin
 
-.PHONY: demo test nightly bench bench-check install clean
+.PHONY: demo test docs nightly bench bench-check install clean
 
 # where CIFAR-10 is; without it the benchmarks say so and do nothing
 BENCH_DATA ?= data
@@ -17,11 +17,20 @@ BENCH_BRACKET = $(BENCH_EVALUATION) --count 480 --steps 10 --queries 500 --only 
 demo: install
 	$(BIN)/robench demo
 
-test: install
+test: install docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+# the site, into build/site; in an environment of its own, since mkdocs-material and torchattacks want different requests
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)/docs/bin/mkdocs build --strict --quiet --config-file docs/site/mkdocs.yml
+
+$(VENV)/.docs: docs/site/requirements.txt
+	$(PYTHON) -m venv $(VENV)/docs
+	$(VENV)/docs/bin/python -m pip install --quiet --disable-pip-version-check --requirement docs/site/requirements.txt
+	touch $@
 
 nightly: test
 	$(BIN)/python -m pytest -m nightly --timeout 3600
@@ -47,4 +56,4 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis dist

@@ -81,9 +81,11 @@ measure pgd "$LEAST" pgd levers
 measure autoattack "$LEAST" autoattack
 measure bracket "$LEAST" bracket
 
-# the loss of the first six epochs of RoCL's released code, whose rate falls over a thousand
+# the loss of the first eleven epochs of RoCL's released code, whose rate falls over a thousand, beside the log of that code
 TRACED=$OUT/checkpoints/trace/metrics.jsonl
-if [ "$(cat "$TRACED" 2>/dev/null | wc -l)" -ge 6 ]; then touch "$OUT/done/train-trace"; else train trace "${TRACE[@]}"; fi
+if [ "$(cat "$TRACED" 2>/dev/null | wc -l)" -ge 11 ]; then touch "$OUT/done/train-trace"; else train trace "${TRACE[@]}"; fi
+step loss-trace 1 "$PYTHON" "$HERE/loss_trace.py" "$OUT/checkpoints/trace" --report --out "$OUT/loss-trace.json"
+tail -n 1 "$OUT/log/loss-trace.txt" 2>/dev/null || true
 
 train rocl "$ROCL" "${SET[@]}"
 for head in "${HEADS[@]}"; do train "$head" "$head" --encoder "$OUT/checkpoints/rocl" "${SET[@]}"; done

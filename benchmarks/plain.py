@@ -2,7 +2,9 @@
 
 Each does what the method's official loop does at every step, and keeps its costs: attacks that collect weight gradients
 (PGD-AT), clean logits computed at every attack step and again for the loss (TRADES), the constant target encoded at every
-attack step (RoCL), float32, NCHW, eager, losses read after each step. All attack in eval mode, as our recipes do.
+attack step (RoCL), float32, NCHW, eager, losses read after each step. TRADES and RoCL attack in eval mode, as released.
+PGD-AT has two: as released, which attacks in train mode and looks twice more (`pgd_at_released`), and the bare formula with
+our recipe's attack in eval mode (`pgd_at`). Reading and augmenting images is in none.
 """
 
 from __future__ import annotations
@@ -36,6 +38,34 @@ def pgd_at(nets: nn.Module, optimiser: torch.optim.Optimizer, x: Tensor, y: Tens
     loss.backward()
     optimiser.step()
     return loss.item()
+
+
+def pgd_at_released(
+    nets: nn.Module, optimiser: torch.optim.Optimizer, x: Tensor, y: Tensor, steps: int = 10
+) -> tuple[float, float, int]:
+    """The same with what Rice et al.'s loop does besides: train mode throughout, the loss of each image at the end of the
+    attack (of one restart, so that all are kept), and after the step a look at the clean images, which is logged.
+
+    Source: Rice et al. 2020, released training loop.
+    """
+    nets.train()
+    delta = torch.empty_like(x).uniform_(-EPS, EPS)
+    delta = torch.max(torch.min(delta, 1 - x), -x).requires_grad_()
+    for _ in range(steps):
+        F.cross_entropy(nets(x + delta), y).backward()
+        assert delta.grad is not None
+        moved = (delta.detach() + STEP * delta.grad.sign()).clamp(-EPS, EPS)
+        delta.data = torch.max(torch.min(moved, 1 - x), -x)
+        delta.grad.zero_()
+    worst = F.cross_entropy(nets(x + delta), y, reduction="none")
+    kept = torch.where((worst >= 0)[:, None, None, None], delta.detach(), torch.zeros_like(x))
+    logits = nets((x + kept).clamp(0, 1))
+    loss = F.cross_entropy(logits, y)
+    optimiser.zero_grad()
+    loss.backward()
+    optimiser.step()
+    clean = F.cross_entropy(nets(x), y)
+    return loss.item(), clean.item(), int((logits.argmax(1) == y).sum())
 
 
 def trades(nets: nn.Module, optimiser: torch.optim.Optimizer, x: Tensor, y: Tensor, steps: int = 10) -> float:
@@ -84,6 +114,8 @@ def rocl(
 ) -> float:
     """Three-view contrastive loss with an instance-wise attack on x, and 1/256 of that between adversary and target.
 
+    The second term asks for the adversary's gradient too, which nobody uses, as the released code does.
+
     Source: Kim et al. 2020, eq. 4 to 6 and algorithm 1.
     """
     n = len(x)
@@ -97,8 +129,8 @@ def rocl(
         adv = torch.min(torch.max(adv, x - EPS), x + EPS).clamp(0, 1)
     nets.train()
     optimiser.zero_grad()
-    regulariser = similarity(project(torch.cat([adv, target])), n)
-    loss = similarity(project(torch.cat([x, target, adv])), n) + regulariser / 256
+    regulariser = similarity(project(torch.cat([adv.requires_grad_(), target])), n)
+    loss = similarity(project(torch.cat([x, target, adv.detach()])), n) + regulariser / 256
     loss.backward()
     optimiser.step()
     return loss.item()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -121,50 +122,52 @@ def step() -> None:
         del shared
 
 
-def measure(checkpoint: Path) -> None:
-    """Evaluation by a plain run, one and two local workers; a training step by one and two processes."""
+def timed(line: list[str], env: dict[str, str]) -> float:
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "robench", *line], env=env, check=True, capture_output=True, timeout=1500)
+    return time.perf_counter() - began
+
+
+def evaluated(checkpoint: Path, more: tuple[str, ...], env: dict[str, str], attack: str, count: int) -> float:
+    """Seconds of an evaluation from the command to its end, in parts of few images that workers share."""
+    line = ["evaluate", str(checkpoint), "--attack", attack, "--device", "cpu", "--threads", "1"]
+    with tempfile.TemporaryDirectory() as results:
+        return timed([*line, "--count", str(count), "--batch", "10", "--results", results, *more], env)
+
+
+def measure(checkpoint: Path, repeats: int, attack: str) -> None:
+    """Evaluation by one and two local workers, in pairs one after the other; a training step by one and two processes."""
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    print("| evaluation | seconds |\n|---|---:|")
-    for name, more in (
-        ("plain", ()),
-        ("1 worker", ("--launcher", "local", "--jobs", "1")),
-        ("2 workers", ("--launcher", "local", "--jobs", "2")),
-    ):
-        with tempfile.TemporaryDirectory() as results:
-            line = [
-                sys.executable,
-                "-m",
-                "robench",
-                "evaluate",
-                str(checkpoint),
-                "--attack",
-                "autoattack",
-                "--device",
-                "cpu",
-            ]
-            began = time.perf_counter()
-            subprocess.run(
-                [*line, "--count", "120", "--batch", "15", "--threads", "1", "--results", results, *more],
-                env=env,
-                check=True,
-                capture_output=True,
-                timeout=500,
+    one, two = (("--launcher", "local", "--jobs", jobs) for jobs in ("1", "2"))
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; {attack}, 240 images in parts of 10")
+    print("\n| pair | plain | 1 worker | 2 workers | 1 / 2 | load |\n|---:|---:|---:|---:|---:|---:|")
+    ratios = []
+    for number in range(repeats):
+        plain, alone, both = (evaluated(checkpoint, more, env, attack, 240) for more in ((), one, two))
+        ratios.append(alone / both)
+        load = os.getloadavg()[0]
+        print(
+            f"| {number + 1} | {plain:.1f} s | {alone:.1f} s | {both:.1f} s | {ratios[-1]:.2f} | {load:.1f} |",
+            flush=True,
+        )
+    print(f"median of 1 / 2: {statistics.median(ratios):.2f}")
+    starts = [evaluated(checkpoint, more, env, "fgsm", 10) for more in ((), one)]
+    print(
+        f"of that start and end alone (fgsm on 10 images): plain {starts[0]:.1f} s, launched {starts[1]:.1f} s",
+        flush=True,
+    )
+    print(f"\n| processes | seconds of a RoCL step, {BATCH} images in all | load |\n|---:|---:|---:|")
+    found: dict[int, list[float]] = {1: [], 2: []}
+    for _ in range(repeats):
+        for world, times in found.items():
+            line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
+            ran = subprocess.run(
+                [*line, __file__, "step"], env=env, check=True, capture_output=True, text=True, timeout=600
             )
-            print(f"| {name} | {time.perf_counter() - began:.1f} |", flush=True)
-    print(f"\n| processes | seconds of a RoCL step, {BATCH} images in all |\n|---:|---:|")
-    for world in (1, 2):
-        line = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node",
-            str(world),
-            __file__,
-            "step",
-        ]
-        ran = subprocess.run(line, env=env, check=True, capture_output=True, text=True, timeout=200)
-        print(f"| {world} | {float(ran.stdout.split()[-1]):.3f} |", flush=True)
+            times.append(float(ran.stdout.split()[-1]))
+            print(f"| {world} | {times[-1]:.3f} | {os.getloadavg()[0]:.1f} |", flush=True)
+    ratio = statistics.median(two / one for one, two in zip(found[1], found[2], strict=True))
+    print(f"median of 2 / 1: {ratio:.2f}")
 
 
 if __name__ == "__main__":
@@ -172,9 +175,11 @@ if __name__ == "__main__":
     parser.add_argument("what", choices=("measure", "model", "step"))
     parser.add_argument("checkpoint", nargs="?", type=Path)
     parser.add_argument("--pace", type=float, default=20_000.0)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--attack", default="pgd-20@steps=1000")
     given = parser.parse_args()
     if given.what == "measure":
-        measure(given.checkpoint)
+        measure(given.checkpoint, given.repeats, given.attack)
     elif given.what == "model":
         model(given.pace)
     else:

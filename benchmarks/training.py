@@ -35,7 +35,7 @@ from robench.protocols import Batch, Moment
 from robench.recipe import Augment, Recipe
 from robench.stepping import Stepper
 
-PARTS = ("steps", "levers", "augment", "pipeline", "wall")
+PARTS = ("augment", "steps", "levers", "pipeline", "wall")
 RECIPES = {"pgd-at": "PGD-AT-10 step", "trades": "TRADES-10 step", "rocl": "RoCL step"}
 
 
@@ -61,12 +61,12 @@ def batch_of(wanted: Recipe, images: Images, ids: Tensor, epoch: int = 0) -> Bat
     return Batch(views, images.y[ids], ImageGenerator(seed_of(0, 0, epoch, "attack"), ids))
 
 
-def ours(wanted: Recipe, width: int, batch: Batch, compiled: bool = False) -> Callable[[], None]:
-    """A step as the trainer takes it."""
+def ours(wanted: Recipe, width: int, batch: Batch, compiled: bool = False, tile: bool = True) -> Callable[[], None]:
+    """A step as the trainer takes it; `tile` as in `Arithmetic`."""
     stage, nets = wanted.stage[0], nets_for(wanted, width)
     method, at = method_for(stage.method, stage.options), Moment(0, 1, wanted.threat)
     stepper = Stepper(stage, nets, list(nets.parameters()))
-    arithmetic = Arithmetic(nets, wanted, tuple(batch.views[0].shape) if compiled else None)
+    arithmetic = Arithmetic(nets, wanted, tuple(batch.views[0].shape) if compiled else None, tile=tile)
     if compiled and arithmetic.told["compile"] != "yes":
         sys.exit(f"--compile: {arithmetic.told['compile']}")
 
@@ -79,8 +79,8 @@ def ours(wanted: Recipe, width: int, batch: Batch, compiled: bool = False) -> Ca
     return step
 
 
-def theirs(wanted: Recipe, width: int, batch: Batch) -> Callable[[], Any]:
-    """A step of the plain transcription, NCHW."""
+def theirs(wanted: Recipe, width: int, batch: Batch, released: bool = False) -> Callable[[], Any]:
+    """A step of the plain transcription, NCHW; PGD-AT's with or without what the released loop does besides."""
     nets = nets_for(wanted, width).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     spec = wanted.stage[0].optimiser
     kind = plain.LARS if spec.name == "lars" else torch.optim.SGD
@@ -88,24 +88,28 @@ def theirs(wanted: Recipe, width: int, batch: Batch) -> Callable[[], Any]:
     views = [view.contiguous() for view in batch.views]
     if wanted.stage[0].method == "rocl":
         return lambda: plain.rocl(nets.project, nets, optimiser, views[0], views[1])
-    loop = {"pgd-at": plain.pgd_at, "trades": plain.trades}[wanted.stage[0].method]
+    attacks = plain.pgd_at_released if released else plain.pgd_at
+    loop: Callable[..., Any] = {"pgd-at": attacks, "trades": plain.trades}[wanted.stage[0].method]
     return lambda: loop(nets, optimiser, views[0], batch.y)
 
 
 def steps(arguments: argparse.Namespace, images: Images) -> list[measure.Row]:
-    """Whole training steps, in float32 and bfloat16, against the plain transcription."""
+    """Whole training steps, in each precision, against the plain transcriptions."""
     rows = []
     for name, title in RECIPES.items():
         wanted = recipe.load(name)
         batch = batch_of(wanted, images, torch.arange(arguments.batch))
-        variants: dict[str, Callable[[], Any]] = {"plain": theirs(wanted, arguments.width, batch)}
-        for precision in ("float32", "bfloat16"):
-            variants[precision] = ours(replace(wanted, precision=precision), arguments.width, batch, arguments.compile)
-        found = measure.timed(variants, arguments.repeats)
-        rows += [
-            measure.row(f"{title}, {precision}", "plain transcription", found[precision], found["plain"])
-            for precision in ("float32", "bfloat16")
-        ]
+        peers = {"plain transcription": theirs(wanted, arguments.width, batch)}
+        if name == "pgd-at":
+            peers["released loop, transcribed"] = theirs(wanted, arguments.width, batch, released=True)
+        mine = {
+            precision: ours(replace(wanted, precision=precision), arguments.width, batch, arguments.compile)
+            for precision in arguments.precision
+        }
+        found = measure.timed({**peers, **mine}, arguments.repeats, now=measure.clock(images.pixels.device))
+        for peer in peers:
+            words = "" if peer == "plain transcription" else " against the released loop"
+            rows += [measure.row(f"{title}{words}, {kind}", peer, found[kind], found[peer]) for kind in mine]
     return rows
 
 
@@ -125,8 +129,9 @@ def levers(arguments: argparse.Namespace, images: Images) -> list[measure.Row]:
         "plain": theirs(base, arguments.width, batch),
         "no weight gradients in the attack": contiguous(),
         "+ channels-last": ours(flat, arguments.width, batch),
-        "+ folded normalisations": ours(base, arguments.width, batch),
-        "+ bfloat16": ours(replace(base, precision="bfloat16"), arguments.width, batch),
+        "+ folded normalisations": ours(base, arguments.width, batch, tile=False),
+        "+ convolutions in tiles": ours(base, arguments.width, batch),
+        "bfloat16, folded": ours(replace(base, precision="bfloat16"), arguments.width, batch),
         "bfloat16, not folded": ours(replace(flat, precision="bfloat16"), arguments.width, batch),
     }
     if arguments.compile:
@@ -173,7 +178,7 @@ def augmentation(arguments: argparse.Namespace, images: Images) -> list[measure.
                 "ours": lambda spec=spec: augment(images.pixels[ids], spec, ImageGenerator(0, ids)),  # type: ignore[misc]
                 "pil": lambda transform=transform: torch.stack([transform(Image.fromarray(p)) for p in pixels]),  # type: ignore[misc]
             },
-            max(arguments.repeats, 5),
+            max(arguments.repeats, 15),
         )
         one = {key: [value / len(ids) for value in values] for key, values in found.items()}
         rate = f"{1 / sorted(one['ours'])[len(one['ours']) // 2]:,.0f} images/s/core"
@@ -243,6 +248,7 @@ def main() -> int:
     parser.add_argument("--width", type=int, default=64, help="of the ResNet-18; 64 is the usual one")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--precision", nargs="*", default=["float32", "bfloat16"], help="of our steps")
     parser.add_argument("--only", choices=PARTS, action="append", help="measure this part only; may repeat")
     parser.add_argument("--compile", action="store_true", help="compile our encoders")
     parser.add_argument("--out", type=Path, help="keep the table as JSON")
@@ -255,10 +261,10 @@ def main() -> int:
         print(f"skipped: no CIFAR-10 images ({error})", file=sys.stderr)
         return 0
     rows: list[measure.Row] = []
-    for name, part in zip(PARTS, (steps, levers, augmentation, pipeline, wall), strict=True):
+    for name, part in zip(PARTS, (augmentation, steps, levers, pipeline, wall), strict=True):
         if not arguments.only or name in arguments.only:
             rows += part(arguments, images)
-    settings = {key: getattr(arguments, key) for key in ("width", "batch", "repeats", "compile")}
+    settings = {key: getattr(arguments, key) for key in ("width", "batch", "repeats", "compile", "precision")}
     return measure.finish(rows, arguments, settings)
 
 

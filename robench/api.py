@@ -19,7 +19,8 @@ from robench.door import moded
 from robench.errors import UsageError
 from robench.evaluation import Engine
 from robench.foreign import Foreign, foreign, open_foreign
-from robench.protocols import Monitor, Target, unwatched
+from robench.notebook import watching
+from robench.protocols import Monitor, Target, unheard
 from robench.registry import CLASSIFIERS
 from robench.rendering.csv import tidy
 from robench.rendering.markdown import markdown
@@ -170,7 +171,8 @@ def train(
     device: str = "",
     checkpoints: str | Path = "checkpoints",
     root: str | Path = "data",
-    monitor: Monitor = unwatched,
+    monitor: Monitor | None = None,
+    tell: Callable[[str], None] = unheard,
 ) -> Checkpoint:
     """Train a recipe.
 
@@ -185,12 +187,13 @@ def train(
         device: as torch calls it; the best there is when empty.
         checkpoints: where training runs are.
         root: where data sets are kept.
-        monitor: told about every step.
+        monitor: told about every step; None draws bars in a notebook, and nothing elsewhere.
+        tell: told in words what a person should know while it trains, such as `print`.
 
     Raises:
         UsageError: for a recipe that cannot be run, or a folder that holds another run.
         DataError: if the data is absent.
-        TrainingError: if the loss stops being finite.
+        TrainingError: if the loss stops being finite, or an attack inside a method gains nothing over an epoch.
     """
     wanted = recipe.load(name, list((changes or {}).items()))
     suffix = f"-seed{seed}" if seed else ""
@@ -202,8 +205,9 @@ def train(
         data_root=Path(root),
         steps=steps,
         encoder=open_checkpoint(encoder, Path(checkpoints)) if isinstance(encoder, str) else encoder,
+        tell=tell,
     )
-    return training.train(run, resume=resume, monitor=monitor)
+    return training.train(run, resume=resume, monitor=monitor or watching())
 
 
 def evaluate(
@@ -221,7 +225,7 @@ def evaluate(
     device: str = "",
     checkpoints: str | Path = "checkpoints",
     root: str | Path = "data",
-    monitor: Monitor = unwatched,
+    monitor: Monitor | None = None,
 ) -> Results:
     """Attack models and judge what comes out.
 
@@ -239,7 +243,7 @@ def evaluate(
         device: as torch calls it; the best there is when empty.
         checkpoints: where training runs are.
         root: where data sets are kept.
-        monitor: told about every pass.
+        monitor: told about every pass; None draws bars in a notebook, and nothing elsewhere.
 
     Raises:
         UsageError: for unknown names or options, or an attack that cannot be run on a model.
@@ -247,7 +251,7 @@ def evaluate(
         DataError: for images no evaluation can use.
     """
     with _as_they_were([each for each in (*_several(models), *_several(sources)) if isinstance(each, nn.Module)]):
-        engine = Engine(chosen(device or "auto"), Path(root), batch, monitor)
+        engine = Engine(chosen(device or "auto"), Path(root), batch, monitor or watching())
         return _evaluated(
             engine, models, images, attacks, threats, sources, count, seed, preprocess, results, checkpoints
         )

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from robench.errors import UsageError
+from robench.device import exhausted
+from robench.errors import UsageError, first_line
 from robench.models import Nets
 from robench.recipe import Recipe
 from robench.twin import Twin
@@ -40,6 +41,7 @@ class Arithmetic:
         recipe: whose precision, and whether attacks ask a twin with folded normalisations.
         trial: the shape of a batch to try the compiled encoder on; None compiles nothing.
         compiler: what compiles.
+        tile: do wide convolutions of the twin in tiles, where that pays (`robench.winograd`).
 
     Attributes:
         told: what a checkpoint's provenance should say: whether encoders are compiled, or why that failed.
@@ -51,6 +53,8 @@ class Arithmetic:
         recipe: Recipe,
         trial: tuple[int, ...] | None = None,
         compiler: Compile = torch.compile,
+        *,
+        tile: bool = True,
     ) -> None:
         self._nets = nets
         self._precision = getattr(torch, recipe.precision)
@@ -61,7 +65,9 @@ class Arithmetic:
             self._compiler = None if failed else compiler
             self.told["compile"] = f"failed: {failed}" if failed else "yes"
         nets.precision = self._precision
-        self._twin = Twin(nets, fold=recipe.fold, adapt=self._adapted) if recipe.fold or self._compiler else None
+        tile = tile and self._compiler is None  # a compiled encoder does as its compiler thinks best
+        asked = recipe.fold or self._compiler
+        self._twin = Twin(nets, fold=recipe.fold, adapt=self._adapted, tile=tile) if asked else None
         nets.precision = torch.float32
         self._call = self._compiler(nets.encoder._call_impl) if self._compiler else None
 
@@ -91,8 +97,8 @@ def _trial(nets: Nets, precision: torch.dtype, shape: tuple[int, ...], compiler:
     try:
         with torch.autocast(device.type, precision, enabled=precision is not torch.float32):
             compiler(encoder._call_impl)(x).sum().backward()
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # of the compiler, of the C++ compiler it calls, or for lack of one
-        return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:200]
+        if exhausted(error):
+            raise
+        return f"{type(error).__name__}: {first_line(error)}"[:200]
     return ""

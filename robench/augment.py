@@ -7,7 +7,9 @@ of parameters for a whole batch.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -35,7 +37,7 @@ def augment(x: Tensor, spec: Augment, generator: Random) -> Tensor:
         moved = shift(x, spec.pad, generator)
         return as_float(flip(moved, generator) if spec.flip else moved)
     if spec.name == "simclr":
-        return simclr(as_float(x), spec, generator)
+        return simclr(x, spec, generator)
     return as_float(x)
 
 
@@ -54,17 +56,17 @@ def simclr(x: Tensor, spec: Augment, generator: Random) -> Tensor:
     greyed = _chance(spec.grey, x, generator) if x.shape[1] == 3 else None
     flipped = _chance(0.5, x, generator) if spec.flip else None
     boxes = box(x, spec.area, generator)
-    found = torch.empty_like(x)
+    found = torch.empty(x.shape, dtype=torch.float32 if x.dtype is torch.uint8 else x.dtype, device=x.device)
     for part, place in _parts(x, jittered, colours):
-        view = x[part]
+        view = x[part].clone() if x.is_floating_point() and isinstance(part, slice) else as_float(x[part])
         if place is None:
             view = _either(jittered[part], colours.at(part).of(view), view)
         elif place >= 0:
             view = colours.at(part).of(view, place)
         if greyed is not None:
-            view = _either(greyed[part], grey(view), view)
+            view = _changed(view, greyed[part], grey)
         if flipped is not None:
-            view = _either(flipped[part], view.flip(3), view)
+            view = _changed(view, flipped[part], _mirrored)
         found[part] = crop_resize(view, *(values[part] for values in boxes))
     return found
 
@@ -240,20 +242,40 @@ def rotate_hue(x: Tensor, turn: Tensor) -> Tensor:
     value = torch.maximum(torch.maximum(red, green), blue)
     low = torch.minimum(torch.minimum(red, green), blue)
     chroma = value - low
-    is_red = (red - value).sign_().add_(1)  # 1 or 0; comparing and choosing costs a CPU ten times as much
-    is_green = (green - value).sign_().add_(1) * (1 - is_red)
-    is_blue = 1 - is_red - is_green
-    rise = is_red * (green - blue) + is_green * (blue - red) + is_blue * (red - green)
+    is_red = (red - value).detach().sign_().add_(1)  # 1 or 0; comparing and choosing costs a CPU ten times as much
+    rest = 1 - is_red
+    is_green = (green - value).detach().sign_().add_(1).mul_(rest)
+    is_blue = rest.sub_(is_green)
+    rise = (green - blue).mul_(is_red).addcmul_(is_green, blue - red).addcmul_(is_blue, red - green)
     sixth = rise / chroma.clamp_min(torch.finfo(x.dtype).tiny)
-    sixth = sixth + 2 * is_green + 4 * is_blue + 6 * _per_image(turn)
-    sixth = sixth - 6 * (sixth / 6).floor()
-    away = torch.cat([(sixth - 3).abs_().sub_(1), 2 - (sixth - 2).abs_(), 2 - (sixth - 4).abs_()], 1)
+    sixth.add_(is_green, alpha=2).add_(is_blue, alpha=4).add_(6 * _per_image(turn))
+    sixth.sub_((sixth / 6).floor_(), alpha=6)
+    corner, slope, foot = _trapezia(x.device, x.dtype)
+    away = torch.addcmul(foot, (sixth - corner).abs_(), slope)
     return away.clamp_(0, 1).mul_(chroma).add_(low)
+
+
+@cache  # made once, since each copy from here to a device is a wait
+def _trapezia(device: torch.device, kind: torch.dtype) -> Tensor:
+    numbers = [[3, 2, 4], [1, -1, -1], [-1, 2, 2]]  # middle, slope and height of each channel's
+    return torch.tensor(numbers, device=device, dtype=kind).view(3, 3, 1, 1)
 
 
 def _either(mask: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """One or the other for each image, exactly; on a CPU faster than `torch.where`, for which each pixel is a case."""
     return (b * ~mask).add_(a * mask)
+
+
+def _changed(x: Tensor, mask: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """The images with some of them changed, exactly, maybe in place: a CPU looks at those only, nothing else is asked which."""
+    if x.device.type != "cpu" or x.requires_grad:
+        return _either(mask, change(x), x)
+    chosen = mask.flatten().nonzero().squeeze(1)
+    return x.index_copy_(0, chosen, change(x.index_select(0, chosen)).expand(-1, *x.shape[1:]))
+
+
+def _mirrored(x: Tensor) -> Tensor:
+    return x.flip(3)
 
 
 def _per_image(values: Tensor) -> Tensor:

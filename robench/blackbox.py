@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robench.errors import CheckpointError, missing
+from robench import files
+from robench.errors import CheckpointError, first_line, missing
 
 
 class BlackBox(nn.Module):
@@ -52,7 +55,7 @@ def torchscript_model(*, file: str) -> nn.Module:
     Raises:
         CheckpointError: if there is none.
     """
-    _there(file)
+    _there(file, "TorchScript")
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore", FutureWarning
@@ -60,8 +63,8 @@ def torchscript_model(*, file: str) -> nn.Module:
         warnings.simplefilter("ignore", DeprecationWarning)
         try:
             return BlackBox(torch.jit.load(file, map_location="cpu"))
-        except (RuntimeError, ValueError) as error:
-            raise CheckpointError(f"{file} is not TorchScript: {str(error).splitlines()[0]}") from None
+        except (RuntimeError, ValueError):
+            raise CheckpointError(f"{file} is not TorchScript{_or_weights(file)}") from None
 
 
 def onnx_model(*, file: str) -> nn.Module:
@@ -71,7 +74,7 @@ def onnx_model(*, file: str) -> nn.Module:
         UsageError: if onnxruntime is not installed.
         CheckpointError: if the file holds none, or one that takes more than images.
     """
-    _there(file)
+    _there(file, "ONNX")
     try:
         import onnxruntime
     except ImportError as error:
@@ -81,13 +84,24 @@ def onnx_model(*, file: str) -> nn.Module:
     try:
         session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors share no class of their own
-        raise CheckpointError(f"{file} is not ONNX that onnxruntime can read: {str(error).splitlines()[0]}") from None
+        raise CheckpointError(f"{file} is not ONNX that onnxruntime can read: {first_line(error)}") from None
     if len(session.get_inputs()) != 1:
         names = ", ".join(each.name for each in session.get_inputs())
         raise CheckpointError(f"{file} takes {names}; a classifier takes images and nothing else")
     return BlackBox(Onnx(session))
 
 
-def _there(file: str) -> None:
+def _there(file: str, wanted: str) -> None:
     if not Path(file).is_file():
         raise CheckpointError(f"there is no file {file}; name the file of the model")
+    if page := files.web_page(Path(file), wanted):
+        raise CheckpointError(page)
+
+
+def _or_weights(file: str) -> str:
+    """What a file that is no TorchScript is instead, and what to do; torch itself tells of its archive reader."""
+    if zipfile.is_zipfile(file):
+        with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(file) as archive:
+            if any(name.endswith("/data.pkl") for name in archive.namelist()):
+                return f" but was written by torch.save: if it holds weights, --model my.py:make_model --weights {file}"
+    return ", or is damaged: save the model again by torch.jit.save, or fetch the file again"

@@ -14,11 +14,12 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from robench import files, tensors
-from robench.errors import CheckpointError, RobenchError
+from robench.errors import CheckpointError, RobenchError, StoreError, first_line, nearest
 from robench.fitting import sniff
 from robench.methods import method_for
 from robench.models import Nets, build_nets
-from robench.recipe import Recipe
+from robench.recipe import WEIGHTS, Recipe
+from robench.registry import CLASSIFIERS
 from robench.results import DAMAGE, Subject
 from robench.spec import build, digest, plain
 from robench.threat import ThreatModel
@@ -43,8 +44,10 @@ class Checkpoint:
         metrics: the figures of its epoch, on the validation split.
         provenance: where it came from.
         cost: of each stage so far, those of the encoder it started from first: `seconds` of wall time on the device,
-            `images` that gradient steps were taken on, `peak_memory` in bytes and `joules` where the device counts them.
-            Work that an interruption lost is not in it. Empty in checkpoints of before it was measured.
+            `device_seconds` the same of all devices together, `images` that gradient steps were taken on, images that passed
+            the encoder `forwards` and `backwards`, `peak_memory` in bytes and `joules` where the device counts them, `head`
+            for a stage that put a head on an encoder. Up to this epoch; work that an interruption lost is not in it. Empty
+            in checkpoints of before it was measured.
     """
 
     folder: Path
@@ -95,6 +98,28 @@ class Checkpoint:
         if "head" not in nets_after(recipe, self.stages, self.classes, self.shape).parts:
             return f"{self.name} is an encoder without a head: robench train linear --encoder {self.folder}"
         return ""
+
+    @property
+    def spent(self) -> tuple[Mapping[str, float], ...]:
+        """What it cost to get here: the best epoch of a run is known when the run is over, so its whole cost counts."""
+        if self.kind == "best" and (self.folder / "last.json").is_file():
+            with suppress(CheckpointError):  # of weights that nobody asks for
+                return open_checkpoint(f"{self.folder}@last", self.folder.parent).cost
+        return self.cost
+
+    @property
+    def doubt(self) -> str:
+        """What is wrong with `run.json` beside it, though its weights may be whole; nothing when all fits."""
+        try:
+            said = marker(self.folder)
+            if said is None or (build(Recipe, said["recipe"]), said["seed"]) == (self.recipe, self.seed):
+                return ""
+        except (*DAMAGE, StoreError) as error:
+            return f"{self.name} is attacked as its {self.kind}.json describes it, but {error}"
+        return (
+            f"{self.name} is attacked as its {self.kind}.json describes it, but run.json beside it is of another run (recipe "
+            "or seed differ): one of them was copied here; find out which"
+        )
 
     def subject(self, dataset: str) -> Subject:
         """What tables need to know of it."""
@@ -188,6 +213,32 @@ def save(described: Checkpoint, nets: Nets) -> Checkpoint:
     return made
 
 
+def marker(folder: Path) -> dict[str, Any] | None:
+    """What `run.json` says of the run that a folder holds; None where there is none.
+
+    Raises:
+        StoreError: if it is damaged.
+    """
+    path = folder / "run.json"
+    try:
+        found: dict[str, Any] = json.loads(path.read_bytes())
+        sealed = found.pop("digest", None)  # which those of earlier versions had none of
+        if sealed is not None and sealed != digest(found):
+            raise ValueError("its content is not what was written: the digest differs")
+        if not isinstance(found["identity"], str) or not all(
+            isinstance(found.get(key, {}), dict) for key in ("recipe", "provenance")
+        ):
+            raise ValueError("it says of no run which it is")
+    except FileNotFoundError:
+        return None
+    except DAMAGE as error:
+        raise StoreError(
+            f"{path} is damaged ({type(error).__name__}: {first_line(error)}): restore it, or train into another folder with "
+            "--out"
+        ) from None
+    return found
+
+
 def settle(folder: Path) -> None:
     """Bring the weights in place that a process which was killed has written and vouched for, and drop others."""
     for kind in ("best", "last"):
@@ -211,16 +262,21 @@ def open_checkpoint(text: str, root: Path) -> Checkpoint:
     place, kind = text, ""
     if "@" in text and not any(path.is_dir() for path in (Path(text), root / text)):
         place, _, kind = text.rpartition("@")
+        if kind not in ("best", "last"):
+            raise CheckpointError(f"{text}: behind the @ stands best or last: {place}@last, or {place} alone")
     places = [path for path in (Path(place), root / place) if path.is_dir()]
     folder = next((path for path in places if _holds_one(path)), places[0] if places else None)
     if folder is None:
         known = sorted(run.name for run in runs(root))
         listed = f"runs there: {', '.join(known)}" if known else "nothing is trained there yet: robench train RECIPE"
-        raise CheckpointError(f"there is no checkpoint {place!r}, nor one of that name in {root} ({listed})")
+        guess = _instead(place) or (f" Did you mean {match!r}?" if (match := nearest(place, known)) else "")
+        raise CheckpointError(f"there is no checkpoint {place!r}, nor one of that name in {root} ({listed}).{guess}")
     kinds = [kind] if kind else ["best", "last"]
     path = next((folder / f"{k}.json" for k in kinds if (folder / f"{k}.json").is_file()), None)
     if path is None:
-        raise CheckpointError(f"{folder} holds no {' or '.join(f'{k}.json' for k in kinds)}: robench train RECIPE")
+        inside = [run.name for run in runs(folder)]
+        advice = f"it holds runs: name one, such as {folder / inside[0]}" if inside else "robench train RECIPE"
+        raise CheckpointError(f"{folder} holds no {' or '.join(f'{k}.json' for k in kinds)}: {advice}")
     try:
         table = _unsealed(json.loads(path.read_bytes()), path)
         if table.keys() & {"folder", "kind"}:
@@ -235,6 +291,19 @@ def open_checkpoint(text: str, root: Path) -> Checkpoint:
         raise CheckpointError(
             f"{path} is damaged ({type(error).__name__}: {error}); restore it or train it again"
         ) from None
+
+
+def _instead(text: str) -> str:
+    """What to do with what was named in place of a training run; nothing if it looks like none of it."""
+    path = Path(text)
+    if path.is_file() and _holds_one(path.parent):
+        return f" A checkpoint is named by its folder: {path.parent}"
+    if path.suffix in WEIGHTS and ":" not in text:
+        return f" Weights from elsewhere: robench evaluate --model my.py:make_model --weights {text}"
+    entry = f"{text.partition(':')[0]}:"
+    if entry in CLASSIFIERS.rows or path.suffix == ".py" or ".py:" in text:
+        return f" A classifier from elsewhere: robench evaluate --model {text}"
+    return ""
 
 
 def _unsealed(table: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -6,20 +6,24 @@ import multiprocessing
 import os
 import queue
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
 import torch
 
-from robench import recipe, training
+from robench import launching, recipe, training, trainings
 from robench.checkpoint import Checkpoint, open_checkpoint
 from robench.evaluation import Engine
+from robench.handing import Order
 from robench.job import Job
-from robench.protocols import Monitor, Progress
-from robench.results import Failure, Result, Store
+from robench.launch import Launch, Piece
+from robench.protocols import Monitor, Progress, unheard
+from robench.results import Store
 from robench.run import Run, finished
+from robench.sharing import Ran
+from robench.signals import listening, terminating
 from robench.threat import ThreatModel
 
 # the longest first, so that two lanes end together
@@ -32,18 +36,62 @@ SUMMARY = "five methods on 8x8 scans of digits; smoke-sized, not CIFAR-10"
 
 
 def run(
-    checkpoints: Path, results: Path, device: torch.device, monitor: Monitor
-) -> Iterator[tuple[Job, Result | Failure, bool]]:
+    checkpoints: Path,
+    results: Path,
+    device: torch.device,
+    monitor: Monitor,
+    order: Order | None = None,
+    tell: Callable[[str], None] = unheard,
+) -> Iterator[Ran]:
     """Train what is not trained, evaluate what is not evaluated; yields every cell.
 
     White-box: FGSM, PGD-20 and AutoAttack at the threat the adversarial recipes train against, PGD at a larger linf
     radius and at two l2 and two l1 radii. Black-box: PGD-20 crafted on every model for every other.
+
+    Args:
+        checkpoints: where models go.
+        results: where results go.
+        device: where it computes.
+        monitor: told about every step.
+        order: how to hand training and then evaluation to other processes; None to do it in lanes here.
+        tell: told how far those are.
     """
-    models = _in_lanes(checkpoints, results, device, monitor)
+    if order is None:
+        models = _in_lanes(checkpoints, results, device, monitor)
+        engine = Engine(device, monitor=monitor)
+        yield from engine.run(_jobs(engine, models), Store(results))
+        return
+    trainings.refuse_failed(trainings.hand_out(_runs(checkpoints, device), checkpoints, order, tell))
+    engine = Engine(device, monitor=monitor, tell=tell)
+    yield from launching.run(engine, _jobs(engine, _models(checkpoints)), Store(results), order)
+
+
+def work(
+    checkpoints: Path, results: Path, device: torch.device, monitor: Monitor, made: Launch, pieces: Sequence[Piece]
+) -> Iterator[Ran]:
+    """Train or evaluate what this process was handed; with one thread, as a lane does, so that the bits are a lane's."""
+    torch.set_num_threads(1)
+    if made.runs:
+        with listening() as asked:
+            trainings.work(_runs(checkpoints, device), made, pieces, checkpoints, monitor, asked)
+        return
     engine = Engine(device, monitor=monitor)
+    with terminating():
+        yield from launching.work(engine, _jobs(engine, _models(checkpoints)), Store(results), made, pieces)
+
+
+def _runs(checkpoints: Path, device: torch.device) -> list[Run]:
+    return [Run(recipe.load(name), checkpoints / name, device=device) for name in RECIPES]
+
+
+def _models(checkpoints: Path) -> list[Checkpoint]:
+    return [open_checkpoint(str(checkpoints / name), checkpoints) for name in RECIPES]
+
+
+def _jobs(engine: Engine, models: list[Checkpoint]) -> list[Job]:
+    """Every cell."""
     jobs = white_box(engine, models)
-    jobs += engine.plan(models, attacks=["pgd-20"], threats=[SEEN], sources=models, count=COUNT)
-    yield from engine.run(jobs, Store(results))
+    return jobs + engine.plan(models, attacks=["pgd-20"], threats=[SEEN], sources=models, count=COUNT)
 
 
 def white_box(engine: Engine, models: list[Checkpoint]) -> list[Job]:
@@ -72,7 +120,7 @@ def _in_lanes(checkpoints: Path, results: Path, device: torch.device, monitor: M
             for child in multiprocessing.active_children():
                 child.terminate()  # files appear whole or not at all, so nothing is half-written
             raise
-    return [open_checkpoint(str(checkpoints / name), checkpoints) for name in RECIPES]
+    return _models(checkpoints)
 
 
 def _lane(name: str, checkpoints: Path, results: Path, device: str, events: queue.Queue[Progress]) -> None:

@@ -23,6 +23,29 @@ KINDS = {  # what an indicator looks at; two that look at different things are i
 }
 
 
+RULES = {
+    "G1": ("zero or non-finite gradients", "zero for more than 1 % of images, or any not finite"),
+    "G2": ("interrupted graph", "the gradient cannot be computed"),
+    "G3": ("gradient against finite differences", "they disagree on more than 10 % of images"),
+    "G4": ("unstable margin", "median relative change in a small box above 0.10"),
+    "G5": ("incomplete optimisation", "more than 5 % of unbroken images still climb in the last steps"),
+    "G6": ("more effort", "twice the steps break more than 0.5 % (at least 2) further images"),
+    "G7": ("silent success", "an attack passed a fooling image and returned another"),
+    "G8": ("black box beats white box", "Square breaks more than 0.2 % (at least 2) that no white-box attack broke"),
+    "G9": ("one step beats many", "FGSM breaks over 0.5 % (at least 2) more than PGD"),
+    "G10": ("transfer beats white box", "transfer breaks over 0.5 % (at least 2) that no white-box attack broke"),
+    "G11": ("unbounded attack", "more than 1 % of images survive a ball as large as the box"),
+    "G12": ("curve over eps", "accuracy rises with eps by over 0.5 % (at least 2)"),
+    "G13": ("randomness", "an answer changes, or normalised logits by more than 1e-4, over 5 passes"),
+    "G14": ("optimisation inside the model", "the forward pass computes gradients"),
+    "G15": (
+        "probabilities or saturated logits",
+        "outputs are probabilities or at a ceiling, or cross-entropy rounds to zero",
+    ),
+    "G16": ("random corners", "a random corner breaks what no white-box attack broke"),
+}
+
+
 @dataclass(frozen=True)
 class Row:
     """One indicator.
@@ -42,6 +65,11 @@ class Row:
     rule: str
     verdict: Word
     reason: str
+
+
+def row(name: str, measured: float | None, word: Word, reason: str) -> Row:
+    """The row of an indicator, with its rule."""
+    return Row(name, RULES[name][0], measured, RULES[name][1], word, reason)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from robench import __version__, registry
-from robench.errors import RobenchError
+from robench.errors import RobenchError, first_line
 from robench.provenance import installed
 from robench.recipe import names
 
@@ -54,13 +54,24 @@ class Finding:
     text: str
 
 
-def findings(places: Mapping[str, Path]) -> list[Finding]:
+def findings(places: Mapping[str, Path], device: str = "auto", threads: int | None = None) -> list[Finding]:
     """Everything, in the order it is printed.
 
     Args:
         places: folders by what they are for.
+        device: that was asked for.
+        threads: of the CPU, likewise.
     """
-    return [*_versions(), *_devices(), _torchvision(), *_extras(), *_plugins(), _recipes(), *_disk(places)]
+    return [
+        *_versions(),
+        *_devices(threads),
+        *_asked(device),
+        _torchvision(),
+        *_extras(),
+        *_plugins(),
+        _recipes(),
+        *_disk(places),
+    ]
 
 
 def _versions() -> Iterator[Finding]:
@@ -72,9 +83,23 @@ def _versions() -> Iterator[Finding]:
         yield Finding(package, "ok" if found else "wrong", found or f"not installed: pip install {package}")
 
 
-def _devices() -> Iterator[Finding]:
+def _asked(name: str) -> Iterator[Finding]:
+    """Whether the device that was asked for is there."""
+    from robench.device import chosen
+
+    if name == "auto":
+        return
+    try:
+        yield Finding(f"--device {name}", "ok", f"torch computes on {chosen(name)}")
+    except RobenchError as error:
+        yield Finding(f"--device {name}", "wrong", str(error).partition(": ")[2])
+
+
+def _devices(asked: int | None) -> Iterator[Finding]:
     import torch
 
+    if asked:
+        torch.set_num_threads(asked)
     count, threads = os.cpu_count() or 1, torch.get_num_threads()
     yield Finding("cpu", "ok", f"{count} cores, torch uses {threads} threads (--threads 1 on a busy machine)")
     if torch.cuda.is_available():
@@ -103,8 +128,7 @@ def _tried(what: str, run: Callable[[], str], remedy: str) -> Finding:
     try:
         return Finding(what, "ok", run())
     except Exception as error:  # what is broken may break in any way
-        said = (str(error).splitlines() or [""])[0]
-        return Finding(what, "wrong", f"{type(error).__name__}: {said}; {remedy}")
+        return Finding(what, "wrong", f"{type(error).__name__}: {first_line(error)}; {remedy}")
 
 
 def _extras() -> Iterator[Finding]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robench.device import exhausted
 from robench.errors import AttackError
 from robench.protocols import Classifier
 
@@ -144,7 +145,7 @@ class Door(nn.Module):
             What `run` returned, together.
 
         Raises:
-            torch.OutOfMemoryError: if not even one image fits.
+            torch.OutOfMemoryError: if not even one image fits; or what else the device raises then.
         """
         found: list[Tensor] = []
         done = 0
@@ -153,8 +154,8 @@ class Door(nn.Module):
             try:
                 found.append(run(part))
                 done += len(part)
-            except torch.OutOfMemoryError:
-                if len(part) == 1:
+            except (RuntimeError, MemoryError) as error:
+                if len(part) == 1 or not exhausted(error):
                     raise
                 self._halve(len(part))
         return torch.cat(found)
@@ -181,8 +182,9 @@ class Door(nn.Module):
             try:
                 parts.append(self._count(part, ask))
                 done += len(part)
-            except torch.OutOfMemoryError:
-                if len(part) <= 1 or part.requires_grad:  # whose graph grows with the whole batch: see `each`
+            except (RuntimeError, MemoryError) as error:
+                # a graph grows with the whole batch: see `each`
+                if len(part) <= 1 or part.requires_grad or not exhausted(error):
                     raise
                 self._halve(len(part))
         found = parts[0] if len(parts) == 1 else torch.cat(parts)

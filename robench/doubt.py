@@ -4,20 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from robench.diagnosis import Diagnosis
-from robench.registry import ATTACKS
+from robench.diagnosis import Diagnosis, Row
 from robench.results import Result, Subject, safe
-from robench.sameness import row_of, unproven
+from robench.sameness import unproven
+from robench.signs import LOOKS, MASKED, sees_gradients, settles, signs
 
 Doubts = Mapping[str, tuple[str, ...]]  # by the digest of a checkpoint, why its numbers are unreliable
-BLIND = {"torchattacks:Square", "torchattacks:SPSA"}  # of torchattacks, those that see no gradient
-ATTACKS_THAT_SETTLE = {
-    "autoattack",
-    "autoattack-plus",
-    "autoattack-rand",
-    "apgd-t",
-    "fab-t",
-}  # strong enough to suspect the model
 DOUBTED = "!"
 
 
@@ -25,20 +17,37 @@ def doubts(results: Iterable[Result], diagnoses: Iterable[Diagnosis] = ()) -> Do
     """Why the numbers of some checkpoints are unreliable, by digest; no ranking and no bold type may hold those.
 
     Args:
-        results: whose flags, from the look every evaluation takes at its model, count.
+        results: whose flags, from the look every evaluation takes at its model, count, and what their bits say (`signs`).
         diagnoses: whose failed indicators count.
     """
+    every = list(results)
     found: dict[str, set[str]] = {}
-    for result in results:
+    for result in every:
         if result.flags:
             found.setdefault(result.cell.checkpoint, set()).update(result.flags)
-    made = {digest: sorted(flags) for digest, flags in found.items()}
+    made = {digest: tuple(sorted(flags)) for digest, flags in found.items()}
+    for digest, why in beyond_flags(every, diagnoses).items():
+        made[digest] = tuple(dict.fromkeys([*made.get(digest, ()), *why]))
+    return made
+
+
+def beyond_flags(results: Iterable[Result], diagnoses: Iterable[Diagnosis] = ()) -> Doubts:
+    """The same without the flags themselves: failed indicators, of results and of diagnoses."""
+    made: dict[str, list[str]] = {}
+    for each in signs(results):
+        failed = [f"{row.id} {row.name} ({row.reason})" for row in each.rows if row.verdict == "fail" and _new(row)]
+        if failed:
+            made.setdefault(each.checkpoint, []).append(f"at {each.threat} {', '.join(failed)}")
     for diagnosis in diagnoses:
         failed = [f"{row.id} {row.name} ({row.reason})" for row in diagnosis.rows if row.verdict == "fail"]
         if failed:
-            said = f"at {diagnosis.threat} {', '.join(failed)}"
-            made.setdefault(diagnosis.checkpoint, []).append(said)
-    return {digest: tuple(dict.fromkeys(reasons)) for digest, reasons in made.items()}
+            made.setdefault(diagnosis.checkpoint, []).append(f"at {diagnosis.threat} {', '.join(failed)}")
+    return {digest: tuple(dict.fromkeys(why)) for digest, why in made.items()}
+
+
+def _new(row: Row) -> bool:
+    """Whether a sign is no flag already."""
+    return row.id not in LOOKS and MASKED not in row.reason
 
 
 def reasons(subject: Subject, doubted: Doubts) -> tuple[str, ...]:
@@ -72,7 +81,7 @@ def suspicions(results: Sequence[Result]) -> list[str]:
     cases = {(r.cell.checkpoint, r.cell.data, r.cell.threat) for r in results}
     for checkpoint, images, threat in sorted(cases, key=str):
         part = [r for r in results if (r.cell.checkpoint, r.cell.data, r.cell.threat) == (checkpoint, images, threat)]
-        white = [r for r in part if _sees_gradients(r)]
+        white = [r for r in part if sees_gradients(r)]
         if not white:
             continue
         left = [all(bits) for bits in zip(*(r.robust for r in white), strict=True)]
@@ -88,36 +97,19 @@ def suspicions(results: Sequence[Result]) -> list[str]:
                 beyond |= images_beyond
         if len(beyond) < max(2, 0.002 * len(left)):
             continue
-        settles = "autoattack-rand" if part[0].cell.inference else "autoattack"
-        strong = any(map(_settles, white))
-        advice = "suspect masked gradients" if strong else f"weak attacks or masked gradients: add --attack {settles}"
+        strongest = "autoattack-rand" if part[0].cell.inference else "autoattack"
+        strong = any(settles(r) for r in white)
+        advice = "suspect masked gradients" if strong else f"weak attacks or masked gradients: add --attack {strongest}"
         which = ", ".join(f"{name} {count}" for name, count in sorted(found.items()))
         texts.append(
             f"{part[0].subject.name} at {threat}: {len(beyond)} of {len(left)} images are broken by black-box attacks alone "
             f"({which}); {advice}."
         )
+    for each in signs(results):
+        for row in each.rows:
+            if row.verdict == "suspect" and row.id not in ("G8", "G10", *LOOKS):
+                texts.append(f"{each.name} at {each.threat}: suspect, {row.id} {row.name}: {row.reason}.")
     return texts
-
-
-def _settles(result: Result) -> bool:
-    """Whether an attack is strong enough, at its full budget, to suspect the model rather than the attack."""
-    options = result.cell.options
-    full = all(options.get(name, least) >= least for name, least in (("steps", 100), ("queries", 5000)))
-    return full and row_of(result.cell.attack) in ATTACKS_THAT_SETTLE
-
-
-def _sees_gradients(result: Result) -> bool:
-    """Whether a result is of a white-box attack; one that no registry row describes is taken for one.
-
-    Of a smoothed classifier's gradients an attack sees something only if it climbs through the augmentations.
-    """
-    if result.cell.inference is not None and not result.cell.inference.adaptive:
-        return False
-    name = row_of(result.cell.attack)
-    if name in BLIND:
-        return False
-    row = ATTACKS.rows.get(name)
-    return not result.cell.source and (row is None or row.facts["knowledge"] in ("white-box", "varies"))
 
 
 def smoothing(results: Iterable[Result]) -> list[str]:

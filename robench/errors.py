@@ -60,6 +60,11 @@ class AttackError(RobenchError):
     """An attack that cannot run on this model or threat, or whose output breaks the contract."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error of other code says; its name where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 # what people call things whose names are spelled in another way altogether
 NICKNAMES = {"aa": "autoattack", "aa-rand": "autoattack-rand", "carlini": "cw", "cw-l2": "cw", "hsj": "hopskipjump"}
 
@@ -93,12 +98,7 @@ def missing(what: str, package: str, extra: str, error: ImportError | None = Non
     """
     if error is not None and package not in (error.name or "").split("."):
         return UsageError(
-            f"{what!r} comes with {package}, which is installed and cannot be imported ({safe_line(error)}): pip install "
+            f"{what!r} comes with {package}, which is installed and cannot be imported ({first_line(error)}): pip install "
             f"--upgrade 'robench[{extra}]'"
         )
     return UsageError(f"{what!r} comes with {package}, which is not installed: pip install 'robench[{extra}]'")
-
-
-def safe_line(error: BaseException | None) -> str:
-    """The first line of what an error says."""
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from robench import data, exhibits, sharing, verdict
 from robench.attacks import attack_for, options_of
 from robench.checkpoint import Checkpoint
 from robench.data import Images, Split
+from robench.device import named
 from robench.door import Door, Ensemble, frozen
 from robench.errors import AttackError, CheckpointError, UsageError
 from robench.inference import Inference
@@ -150,13 +152,18 @@ class Engine:
     ) -> Iterator[tuple[Job, Result | Failure, bool]]:
         """Run what the store does not hold yet, part by part; other processes may do the same. See `robench.sharing`.
 
-        The classes of the images are stored beside the cells. With `within`, only those ranges of images are run.
+        The classes of the images and what training cost are stored beside the cells. With `within`, only those ranges of
+        images are run.
 
         Yields:
             The job, its record, and whether the record was there already.
         """
         for dataset, count in sorted({(job.dataset, job.cell.count) for job in jobs}):
             exhibits.put(labels_of(self.images(dataset, count)), store.folder)
+        for checkpoint in {job.checkpoint.sha256: job.checkpoint for job in jobs}.values():
+            if cost := getattr(checkpoint, "spent", ()):
+                device = str(checkpoint.provenance.get("device", ""))  # type: ignore[attr-defined]
+                exhibits.put(exhibits.Training(checkpoint.sha256, device, cost), store.folder)
         return sharing.run(self, jobs, store, within)
 
     def evaluate(self, job: Job) -> Result | Failure:
@@ -192,7 +199,7 @@ class Engine:
 
         def told(door: Door) -> None:
             each = door.forwards / (stop - start)
-            watch(min(each / job.passes, 1), door.said or f"{each:.0f} passes an image")
+            watch(min(each / job.passes, 1), door.said or f"{each:.0f} pass{'es' * (each > 1)} an image")
 
         nets, inference, seed = self.loaded(job.checkpoint), job.cell.inference, job.cell.seed
         judged: nn.Module = Smoothed(nets, inference, seed) if inference else nets
@@ -234,7 +241,7 @@ class Engine:
         )
 
     def _about(self) -> dict[str, object]:
-        return provenance(_device_name(self.device), torch.get_num_threads())
+        return provenance(named(self.device), torch.get_num_threads())
 
     def _probe(self, checkpoint: Target, images: Images) -> verdict.Probe:
         """What a look at a model shows, once for all cells."""
@@ -305,6 +312,8 @@ class Engine:
     def loaded(self, checkpoint: Target) -> nn.Module:
         """The network of a checkpoint on the engine's device, loaded once."""
         if checkpoint.sha256 not in self._nets:
+            if isinstance(checkpoint, Checkpoint) and (doubt := checkpoint.doubt):
+                self.tell(f"note: {doubt}")
             self._nets[checkpoint.sha256] = checkpoint.load(self.device)
         return self._nets[checkpoint.sha256]
 
@@ -438,9 +447,17 @@ def check_shape(checkpoint: Target, images: Images) -> None:
     if (checkpoint.classes, checkpoint.shape) != (images.classes, images.shape):
         theirs = f"{checkpoint.classes} classes of {'x'.join(map(str, checkpoint.shape))} images"
         ours = f"{images.classes} classes of {'x'.join(map(str, images.shape))} images"
+        size = checkpoint.shape[1]
+        sized = (checkpoint.classes, (images.shape[0], size, size)) == (images.classes, checkpoint.shape)
+        plain = re.sub(r"[@,]resize=\d+", "", images.name)
+        other = (
+            f"make the images its size with --dataset {plain}{',' if '@' in plain else '@'}resize={size}, "
+            if sized
+            else ""
+        )
         raise CheckpointError(
             f"{name} was trained for {theirs}; {images.name} has {ours}. "
-            f"Evaluate it on {checkpoint.dataset}, or name other checkpoints"
+            f"Evaluate it on {checkpoint.dataset}, {other}or name other checkpoints"
         )
 
 
@@ -483,7 +500,3 @@ def usual_threat(recipe: Recipe | Target, name: str) -> ThreatModel:
     if usual is None:
         raise UsageError(f"{name} was trained against no threat: name one, such as --threat linf-8/255")
     return ThreatModel.parse(usual)
-
-
-def _device_name(device: torch.device) -> str:
-    return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type

@@ -1,4 +1,4 @@
-"""What reports show and cannot work out from bits: labels, pictures and features, kept beside the cells. No torch here.
+"""What reports show and cannot work out from bits: labels, pictures, features, training. Kept beside cells; no torch here.
 
 Each is computed by a command that has the images or the model and stored in a file of its own; a report stays a pure
 function of files. Cells hold none of it: labels belong to the images, of which a cell holds the digest, so they are stored once
@@ -7,6 +7,8 @@ for each set of images and old cells need no new format.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -116,24 +118,44 @@ class Embedding:
 
 
 @dataclass(frozen=True)
+class Training:
+    """What it cost to train a checkpoint.
+
+    Attributes:
+        checkpoint: SHA-256 of its weights.
+        device: what it was trained on.
+        stages: of each stage, those of the encoder it started from first, what `Checkpoint.cost` holds.
+    """
+
+    checkpoint: str
+    device: str
+    stages: tuple[Mapping[str, float], ...]
+
+
+@dataclass(frozen=True)
 class Exhibits:
     """Everything of the kind in a folder of results."""
 
     labels: tuple[Labels, ...] = ()
     pictures: tuple[Pictures, ...] = ()
     embeddings: tuple[Embedding, ...] = ()
+    training: tuple[Training, ...] = ()
 
 
-FOLDERS: dict[type, str] = {Labels: "labels", Pictures: "pictures", Embedding: "features"}
+Exhibit = Labels | Pictures | Embedding | Training
+FOLDERS: dict[type, str] = {Labels: "labels", Pictures: "pictures", Embedding: "features", Training: "training"}
 REMEDY: dict[type, str] = {
     Labels: "robench evaluate",
     Pictures: "robench show CELL --images 8 --keep",
     Embedding: "robench features",
+    Training: "robench evaluate",
 }
 
 
-def put(record: Labels | Pictures | Embedding, results: Path) -> Path:
-    """Store a record: labels by the digest of their images, pictures by their cell, features by what was asked.
+def put(record: Exhibit, results: Path) -> Path:
+    """Store a record: labels by their images, pictures by their cell, features by what was asked, training by its weights.
+
+    The same weights trained again have cost something else; what is stored first stays.
 
     Raises:
         StoreError: if other labels are stored for the same images.
@@ -143,14 +165,18 @@ def put(record: Labels | Pictures | Embedding, results: Path) -> Path:
         raise StoreError(
             f"{path} holds other labels for the same images. Move it away, and find out which data set changed"
         )
+    if isinstance(record, Training) and path.is_file() and _read(path, Training):
+        return path
     return sealed.put(path, FOLDERS[type(record)], record)
 
 
-def _name(record: Labels | Pictures | Embedding) -> str:
+def _name(record: Exhibit) -> str:
     if isinstance(record, Labels):
         return record.data[:32]
     if isinstance(record, Pictures):
         return record.cell
+    if isinstance(record, Training):
+        return record.checkpoint[:32]
     asked = (record.subject.sha256, record.attack, record.version, str(record.threat), record.data, record.seed)
     return digest(asked)[:32]
 
@@ -161,7 +187,7 @@ def load(results: Path) -> Exhibits:
     Raises:
         StoreError: naming a file that is damaged, was changed, or is not what its name says.
     """
-    return Exhibits(_all(results, Labels), _all(results, Pictures), _all(results, Embedding))
+    return Exhibits(_all(results, Labels), _all(results, Pictures), _all(results, Embedding), _all(results, Training))
 
 
 def _all(results: Path, kind: type[T]) -> tuple[T, ...]:
@@ -170,7 +196,7 @@ def _all(results: Path, kind: type[T]) -> tuple[T, ...]:
 
 def _read(path: Path, kind: type[T]) -> T:
     found = sealed.read(path, FOLDERS[kind], kind, REMEDY[kind])
-    assert isinstance(found, Labels | Pictures | Embedding)
+    assert isinstance(found, Exhibit)
     reason = _impossible(found) if path.stem == _name(found) else "it is not what its name says"
     if reason:
         raise StoreError(f"{path} is damaged or was changed ({reason}): delete it and run {REMEDY[kind]}")
@@ -186,4 +212,7 @@ def _impossible(record: object) -> str:
         lengths = {len(record.labels), len(record.clean), len(record.adversarial)}
         wrong = lengths != {record.count} or not all(0 <= label < record.classes for label in record.labels)
         return f"labels and points are not of {record.count} images of {record.classes} classes" if wrong else ""
+    if isinstance(record, Training):
+        wrong = any(not 0 <= value < math.inf for stage in record.stages for value in stage.values())
+        return "a cost is no finite number of at least 0" if wrong else ""
     return ""

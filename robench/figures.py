@@ -6,22 +6,31 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from robench import worst
 from robench.diagnosis import Diagnosis
+from robench.doubt import beyond_flags
 from robench.errors import StoreError
 from robench.panels import Cost, Curves, Figure, Line, Matrix, Panel, Point, Training, Union
-from robench.reporting import NORMS, Doubts, apart, doubts, images_of, ordered, place, reasons, unproven
+from robench.reporting import NORMS, Doubts, apart, images_of, order, ordered, place, reasons, unproven
 from robench.results import FLAG, Failure, Result, Subject, safe
-from robench.threat import ThreatModel
 
 Group = tuple[str, str, int, int]
+COSTS = {  # what an attack can cost, on an axis and in a caption
+    "seconds": ("seconds", "Seconds of wall time of the attack"),
+    "passes": ("image passes", "Images passed forward and images whose gradient was computed by the attack"),
+    "joules": ("J", "Energy of the attack, of the whole board,"),
+}
 BARS = 10  # of a union; the rest are counted together
 
 
 def figures(
-    records: Iterable[Result | Failure], kind: str = "all", diagnoses: Iterable[Diagnosis] = ()
+    records: Iterable[Result | Failure],
+    kind: str = "all",
+    diagnoses: Iterable[Diagnosis] = (),
+    unit: str = "seconds",
 ) -> list[Figure]:
     """The figures of some records, one of each kind for each data set, images and seed; never mixed.
 
@@ -29,6 +38,7 @@ def figures(
         records: results; failures are passed over.
         kind: a key of `KINDS`, or `all`.
         diagnoses: of some checkpoints; those that failed are flagged.
+        unit: of what attacks cost, a key of `UNITS`.
 
     Raises:
         StoreError: if the results give no figure of that kind.
@@ -37,9 +47,11 @@ def figures(
     alone = {r.cell.key for r in unproven(results)}
     results = [r for r in results if r.cell.key not in alone]
     groups = sorted({images_of(r) for r in results}, key=str)
-    doubted = doubts((), diagnoses)
+    doubted = beyond_flags(results, diagnoses)
     made = []
     for each, (what, caption, panels, _) in KINDS.items():
+        if each == "pareto":
+            panels, caption = partial(_cost, unit=unit), caption.format(COSTS[unit][1])
         for group in groups if kind in ("all", each) else []:
             part = [r for r in results if images_of(r) == group]
             if found := panels(part, names_of(part, doubted)):
@@ -160,7 +172,7 @@ def _transfer(results: Sequence[Result], names: Mapping[str, str]) -> list[Panel
     """A matrix for each attack and threat with a source; a model's own images, white-box, are on the diagonal."""
     made: list[Panel] = []
     kinds = {(_attack(r), r.cell.threat) for r in results if r.source}
-    for attack, threat in sorted(kinds, key=lambda kind: (*_place(kind[1]), kind[0])):
+    for attack, threat in sorted(kinds, key=lambda kind: (*order(kind[1]), kind[0])):
         part = [r for r in results if (_attack(r), r.cell.threat) == (attack, threat)]
         targets = _subjects(part)
         sources = ordered({r.source.sha256: r.source for r in part if r.source}.values())
@@ -171,14 +183,10 @@ def _transfer(results: Sequence[Result], names: Mapping[str, str]) -> list[Panel
     return made
 
 
-def _place(threat: ThreatModel) -> tuple[int, float]:
-    return NORMS.index(threat.norm), threat.eps
-
-
 def _union(results: Sequence[Result], names: Mapping[str, str]) -> list[Panel]:
     """A panel for each checkpoint and threat that met several attacks or sources, and lost an image."""
     made: list[Panel] = []
-    for threat in sorted({r.cell.threat for r in results}, key=_place):
+    for threat in sorted({r.cell.threat for r in results}, key=order):
         part = [r for r in results if r.cell.threat == threat]
         for who in _subjects(part):
             own = {}
@@ -208,33 +216,43 @@ def _sets(title: str, own: Mapping[str, Result]) -> Union | None:
     return Union(title, tuple(attacks), counts, tuple(bars[:BARS]), hidden, left, sum(clean))
 
 
-def _cost(results: Sequence[Result], names: Mapping[str, str]) -> list[Panel]:
-    """A panel for each threat and device where several attacks were run; seconds of two devices are never compared."""
+def _cost(results: Sequence[Result], names: Mapping[str, str], unit: str = "seconds") -> list[Panel]:
+    """A panel for each threat and device where several attacks were run.
+
+    Seconds and joules of two devices are never compared; images that passed are the same on all.
+    """
     made: list[Panel] = []
-    white = [r for r in results if r.source is None and r.seconds > 0]
-    for threat in sorted({r.cell.threat for r in white}, key=_place):
+    white = [r for r in results if r.source is None and _spent(r, unit)]
+    for threat in sorted({r.cell.threat for r in white}, key=order):
         at = [r for r in white if r.cell.threat == threat]
-        devices = sorted({_device(r) for r in at})
+        devices = [""] if unit == "passes" else sorted({_device(r) for r in at})
         for device in devices:
-            part = [r for r in at if _device(r) == device]
+            part = [r for r in at if unit == "passes" or _device(r) == device]
             if len({_attack(r) for r in part}) < 2:
                 continue
             points: list[Point] = []
             for who in _subjects(part):
-                own = sorted((r for r in part if r.subject.sha256 == who.sha256), key=lambda r: (r.seconds, r.cell.key))
-                points += _points(names[who.sha256], own)
-            made.append(Cost(f"{threat}" + (f", {device}" if device else ""), tuple(points)))
+                own = [r for r in part if r.subject.sha256 == who.sha256]
+                points += _points(names[who.sha256], sorted(own, key=lambda r: (_spent(r, unit), r.cell.key)), unit)
+            made.append(Cost(f"{threat}" + (f", {device}" if device else ""), tuple(points), COSTS[unit][0]))
     return made
 
 
-def _points(name: str, own: Sequence[Result]) -> list[Point]:
+def _points(name: str, own: Sequence[Result], unit: str) -> list[Point]:
     """The cells of one checkpoint, cheapest first, with those on the front marked."""
     best, points = 2.0, []
     for r in own:
         left = share(r.robust)
-        points.append(Point(name, _attack(r), r.seconds, left, left < best))
+        points.append(Point(name, _attack(r), _spent(r, unit), left, left < best))
         best = min(best, left)
     return points
+
+
+def _spent(result: Result, unit: str) -> float:
+    """What an attack cost; 0 where it was not measured."""
+    if unit == "passes":
+        return float(result.forwards + result.backwards)
+    return float((result.seconds if unit == "seconds" else result.joules) or 0)
 
 
 def _device(result: Result) -> str:
@@ -264,8 +282,8 @@ KINDS: dict[str, tuple[str, str, Panels, str]] = {
     ),
     "pareto": (
         "What an attack costs and what it leaves",
-        "Seconds of wall time of the attack against the accuracy it leaves; further down is stronger. A line joins the "
-        "attacks on a checkpoint that no cheaper one beats. Seconds are of the machine named.",
+        "{} against the accuracy it leaves; further down is stronger. A line joins the attacks on a checkpoint that no "
+        "cheaper one beats. Seconds and joules are of the machine named.",
         _cost,
         "they need two attacks at one threat: robench evaluate --attack pgd-20 --attack autoattack",
     ),

@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +26,7 @@ POINTS = ("begun", "half", "written", "synced", "replaced", "kept", "removed")
 hook: Callable[[str, Path], None] | None = None
 
 _WRITING, _NEXT = ".writing-", ".next-"
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -35,6 +37,20 @@ def write(path: Path, content: bytes | memoryview) -> None:
         DiskFullError: if there is no room; an earlier file stays as it was.
         StoreError: if the folder cannot be written.
     """
+    _write(path, content, _replace)
+
+
+def write_new(path: Path, content: bytes | memoryview) -> bool:
+    """The same where there is no file of that name; returns whether there was none. Of several writers one is the first.
+
+    Raises:
+        DiskFullError: as `write`.
+        StoreError: as `write`.
+    """
+    return _write(path, content, _enter)
+
+
+def _write(path: Path, content: bytes | memoryview, settle: Callable[[Path, Path], bool]) -> bool:
     temporary: Path | None = None
     handle = -1
     try:
@@ -49,11 +65,11 @@ def write(path: Path, content: bytes | memoryview) -> None:
         _reach("written", path)
         os.fsync(handle)
         _reach("synced", path)
-        temporary.replace(path)
+        mine = settle(temporary, path)
         temporary = None
-        _reach("replaced", path)
         _sync(path.parent)
         _reach("kept", path)
+        return mine
     except BaseException as error:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -65,9 +81,58 @@ def write(path: Path, content: bytes | memoryview) -> None:
             os.close(handle)  # and with it the lock that says somebody is writing
 
 
+def _replace(temporary: Path, path: Path) -> bool:
+    temporary.replace(path)
+    _reach("replaced", path)
+    return True
+
+
+def _enter(temporary: Path, path: Path) -> bool:
+    """Give a file its name if nothing has that name; where a file system cannot tell, the last one has it."""
+    try:
+        path.hardlink_to(temporary)
+    except OSError as error:
+        if error.errno in _NO_LINKS:
+            return _replace(temporary, path)
+        if error.errno != errno.EEXIST:
+            raise
+        temporary.unlink()
+        return False
+    _reach("replaced", path)
+    temporary.unlink(missing_ok=True)
+    return True
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write JSON with sorted keys, so that equal content gives equal bytes."""
-    write(path, (json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+    write(path, json_bytes(content))
+
+
+def json_bytes(content: Any) -> bytes:
+    """What `write_json` writes."""
+    return (json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def web_page(path: Path, wanted: str, sha256: str = "") -> str:
+    """The sentence for a file that is a web page, as a refused download leaves one; nothing if it is none.
+
+    Args:
+        path: of the file.
+        wanted: what it was taken for, such as `weights`.
+        sha256: what its digest must be, if that is known.
+    """
+    try:
+        with path.open("rb") as stream:
+            begins = stream.read(512).lstrip(b"\xef\xbb\xbf \t\r\n")
+    except OSError:
+        return ""
+    seen = re.match(rb"<!?\w*", begins)
+    return (
+        f"{path.name} is a web page, not {wanted} (starts with '{seen[0].decode()}'): the download was refused or limited. "
+        "Delete it and fetch it again" + (f"; expected SHA-256 {sha256}" if sha256 else "")
+        if seen
+        else ""
+    )
 
 
 def create(path: Path, content: bytes) -> bool:
@@ -208,8 +273,9 @@ def check_writable(folder: Path) -> None:
         temporary.unlink()
         os.close(handle)
     except OSError as error:
+        why = "it is a file" if isinstance(error, FileExistsError) else error.strerror
         raise StoreError(
-            f"cannot write in {folder}: {error.strerror}. Choose another folder, or make this one writable"
+            f"cannot write in {folder}: {why}. Choose another folder, or make this one writable"
         ) from error
     sweep(folder)
 
@@ -246,6 +312,21 @@ def lock(folder: Path) -> Iterator[None]:
             ) from None
         except OSError:
             pass  # a file system without locks
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process is in such a block with this folder; the wait ends with that process, however it ends.
+
+    On a file system without locks it holds nobody off.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
         os.close(handle)
@@ -300,7 +381,7 @@ def _link(temporary: Path, path: Path) -> None:
     try:
         path.hardlink_to(temporary)
     except OSError as error:
-        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+        if error.errno not in _NO_LINKS:
             raise
         with path.open(
             "xb"

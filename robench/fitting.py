@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from robench import tensors
+from robench import files, tensors
 from robench.errors import CheckpointError
 from robench.registry import MODELS
 
@@ -42,16 +41,12 @@ def sniff(path: Path, sha256: str = "") -> None:
         CheckpointError: if there is no such file, or it is a web page.
     """
     try:
-        with path.open("rb") as stream:
-            begins = stream.read(512).lstrip()
+        with path.open("rb"):
+            pass
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}; name the file of the weights") from None
-    if begins[:1] == b"<":
-        seen = re.match(rb"<!?\w*", begins)
-        raise CheckpointError(
-            f"{path.name} is a web page, not weights (starts with '{seen[0].decode() if seen else '<'}'): the download was "
-            "refused or limited. Delete it and fetch it again" + (f"; expected SHA-256 {sha256}" if sha256 else "")
-        )
+    if page := files.web_page(path, "weights", sha256):
+        raise CheckpointError(page)
 
 
 def read(path: Path) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from robench import files, fitting, hub_model
 from robench.blackbox import BlackBox
 from robench.data import Images
-from robench.errors import CheckpointError, RobenchError, UsageError
+from robench.errors import CheckpointError, RobenchError, UsageError, first_line
 from robench.preprocess import layer
 from robench.registry import CLASSIFIERS, Entry
 from robench.results import Subject, safe
@@ -254,10 +254,9 @@ def _classes(network: nn.Module, images: Images, name: str) -> int:
         with torch.no_grad():
             logits = network(x)
     except (Exception, SystemExit) as error:  # whatever code from elsewhere does
-        said = (str(error).splitlines() or [""])[0]
         raise CheckpointError(
-            f"{name} does not take images {'x'.join(map(str, images.shape))} of {images.name}: {type(error).__name__}: {said}. "
-            "Resize them (--dataset NAME@resize=224), or name other images"
+            f"{name} does not take images {'x'.join(map(str, images.shape))} of {images.name}: {type(error).__name__}: "
+            f"{first_line(error)}. Resize them (--dataset NAME@resize=224), or name other images"
         ) from error
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
         seen = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__

@@ -6,12 +6,14 @@ from collections.abc import Iterable, Sequence
 
 from robench import perclass
 from robench.diagnosis import Diagnosis
-from robench.errors import StoreError, UsageError
+from robench.doubt import beyond_flags
+from robench.errors import StoreError
 from robench.exhibits import Embedding, Exhibits
 from robench.figures import flags_of, names_of
 from robench.panels import Cloud, Examples, Figure
 from robench.reporting import Doubts, apart, doubts, images_of, place, reasons, unproven
 from robench.results import Failure, Result, asked, safe
+from robench.selection import Selection, embedded
 
 KINDS = {  # what is missing where there is none
     "classes": perclass.REMEDY,
@@ -25,7 +27,7 @@ def figures(
     exhibits: Exhibits,
     kind: str = "all",
     diagnoses: Iterable[Diagnosis] = (),
-    dataset: str | None = None,
+    selection: Selection | None = None,
 ) -> list[Figure]:
     """The figures of some records and what is stored beside them.
 
@@ -34,29 +36,26 @@ def figures(
         exhibits: what is stored.
         kind: a key of `KINDS`, or `all`.
         diagnoses: of some checkpoints; those that failed are flagged.
-        dataset: only features on this data set, all when None. Other figures are of the records alone.
+        selection: only the features it leaves, all when None. Other figures are of the records alone.
 
     Raises:
         StoreError: if there is no figure of that kind.
-        UsageError: if there are features, and none on that data set.
+        UsageError: if there are features, and the selection leaves none of them.
     """
     results = sorted((r for r in records if isinstance(r, Result)), key=lambda r: r.cell.key)
     diagnosed = list(diagnoses)
-    doubted = doubts((), diagnosed)
+    doubted = beyond_flags(results, diagnosed)
     made: list[Figure] = []
     if kind in ("all", "classes"):
         made += _classes(results, exhibits, doubted)
     if kind in ("all", "examples"):
         made += _examples(results, exhibits, doubted)
     if kind in ("all", "features"):
-        kept = [each for each in exhibits.embeddings if dataset in (None, each.subject.dataset)]
+        kept = list(exhibits.embeddings) if selection is None else embedded(exhibits.embeddings, selection)
         doubted = doubts(results, diagnosed)  # here no record is at hand whose flags would be told
         made += [
             _features(each, doubted) for each in sorted(kept, key=lambda e: (e.subject.name, e.attack, str(e.threat)))
         ]
-        if kind == "features" and not kept and exhibits.embeddings:
-            known = ", ".join(sorted({safe(each.subject.dataset) for each in exhibits.embeddings}))
-            raise UsageError(f"--dataset {dataset} leaves none of the features; there are some on {known}")
     if not made and kind != "all":
         raise StoreError(f"no {kind} to draw: {KINDS[kind]}")
     return made

@@ -70,13 +70,17 @@ def parse(text: str, attacks: Sequence[str]) -> Gate:
     Raises:
         UsageError: if it is not of that form, or no such attack is run.
     """
-    name, equals, number = text.rpartition("=")
+    name, _, number = text.rpartition("=")
+    if not name or not number:
+        raise UsageError(f"--fail-under {text}: expected ATTACK=PERCENT, such as autoattack=45")
     try:
         least = float(number)
     except ValueError:
         least = math.nan
-    if not equals or not 0 <= least <= 100:
-        raise UsageError(f"--fail-under {text}: expected ATTACK=PERCENT, such as autoattack=45")
+    if not 0 <= least <= 100:
+        raise UsageError(
+            f"--fail-under {text}: {number} is no percentage from 0 to 100; expected ATTACK=PERCENT, such as {name}=45"
+        )
     known = [*dict.fromkeys(attacks), CLEAN]
     if name not in known:
         match = nearest(name, known)

@@ -12,7 +12,7 @@ from torch import nn
 
 from robench import hub, tensors
 from robench.checkpoint import Checkpoint, fitting, nets_after
-from robench.errors import CheckpointError, RobenchError, missing, safe_line
+from robench.errors import CheckpointError, RobenchError, first_line, missing
 from robench.fitting import fit, read, sniff
 from robench.preprocess import KNOWN
 from robench.results import DAMAGE
@@ -123,7 +123,7 @@ def _transformers(folder: Path, config: Mapping[str, Any], what: str) -> nn.Modu
             )
     except Exception as error:  # whatever the library makes of a stranger's files
         raise CheckpointError(
-            f"{what} cannot be loaded by transformers: {type(error).__name__}: {safe_line(error)}"
+            f"{what} cannot be loaded by transformers: {type(error).__name__}: {first_line(error)}"
         ) from error
     _check_whole(told, architecture, len(made.state_dict()), what)
     network: nn.Module = made

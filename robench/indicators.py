@@ -10,8 +10,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -21,38 +19,18 @@ from robench.attacks.apgd import APGD, APGDT
 from robench.attacks.ascent import ascend, default_step
 from robench.attacks.pgd import FGSM, PGD
 from robench.attacks.square import Square
-from robench.diagnosis import Diagnosis, Row, Word
+from robench.diagnosis import RULES, Diagnosis, Row, Word, row
 from robench.door import Door, frozen
 from robench.errors import DataError
 from robench.evaluation import Engine, check_fits, usual_threat
 from robench.geometry import exact_norm, inside, per_image, random_start
 from robench.losses import cross_entropy, log_odds, margin
 from robench.noise import ImageGenerator, seed_of, uniform
+from robench.outputs import inner_gradients
 from robench.protocols import Attack, Classifier, Target
 from robench.threat import Norm, ThreatModel
 
 CORNERS = 200  # of G16; thousands find more, and cost a pass each
-RULES = {
-    "G1": ("zero or non-finite gradients", "zero for more than 1 % of images, or any not finite"),
-    "G2": ("interrupted graph", "the gradient cannot be computed"),
-    "G3": ("gradient against finite differences", "they disagree on more than 10 % of images"),
-    "G4": ("unstable margin", "median relative change in a small box above 0.10"),
-    "G5": ("incomplete optimisation", "more than 5 % of unbroken images still climb in the last steps"),
-    "G6": ("more effort", "twice the steps break more than 0.5 % (at least 2) further images"),
-    "G7": ("silent success", "an attack passed a fooling image and returned another"),
-    "G8": ("black box beats white box", "Square breaks more than 0.2 % (at least 2) that no white-box attack broke"),
-    "G9": ("one step beats many", "FGSM breaks over 0.5 % (at least 2) more than PGD"),
-    "G10": ("transfer beats white box", "transfer breaks over 0.5 % (at least 2) that no white-box attack broke"),
-    "G11": ("unbounded attack", "more than 1 % of images survive a ball as large as the box"),
-    "G12": ("curve over eps", "accuracy rises with eps by over 0.5 % (at least 2)"),
-    "G13": ("randomness", "an answer changes, or normalised logits by more than 1e-4, over 5 passes"),
-    "G14": ("optimisation inside the model", "the forward pass computes gradients"),
-    "G15": (
-        "probabilities or saturated logits",
-        "outputs are probabilities or at a ceiling, or cross-entropy rounds to zero",
-    ),
-    "G16": ("random corners", "a random corner breaks what no white-box attack broke"),
-}
 
 
 @dataclass
@@ -145,7 +123,7 @@ def diagnose(case: Case) -> tuple[Row, ...]:
             if rows[name].verdict == "fail":
                 why, left = reason, still
         for name, run in INDICATORS.items():
-            rows[name] = run(case) if name in left else _row(name, None, "not run", why)
+            rows[name] = run(case) if name in left else row(name, None, "not run", why)
     return tuple(rows[name] for name in RULES)
 
 
@@ -201,27 +179,23 @@ _BLOCKS = (
 def _from_probe(name: str, found: verdict.Probe) -> Row:
     """G1, G2, G13 and G15 as every evaluation computes them (`verdict.probe`)."""
     if found.randomised and name != "G13":
-        return _row(name, None, "not run", "the model answers differently each time")
+        return row(name, None, "not run", "the model answers differently each time")
     texts = [text for which, text in found.findings if which == name]
     if name == "G13":
         changed = f"{found.unrest.verdicts} answers change" if found.unrest.verdicts else ""
         rounding = "the last bits of logits change" if found.unrest.bits and not texts else ""
         reason = "; ".join(filter(None, [*texts, changed, rounding])) or "nothing found"
-        return _row(name, found.unrest.moved, "fail" if texts else "pass", reason)
+        return row(name, found.unrest.moved, "fail" if texts else "pass", reason)
     if name in ("G1", "G15") and any(which == "G2" for which, _ in found.findings) and not texts:
-        return _row(name, None, "not run", "the model has no gradient")
-    return _row(name, float(len(texts)), "fail" if texts else "pass", "; ".join(texts) or "nothing found")
-
-
-def _row(name: str, measured: float | None, word: Word, reason: str) -> Row:
-    return Row(name, RULES[name][0], measured, RULES[name][1], word, reason)
+        return row(name, None, "not run", "the model has no gradient")
+    return row(name, float(len(texts)), "fail" if texts else "pass", "; ".join(texts) or "nothing found")
 
 
 def _beyond(name: str, case: Case, extra: int, share: float, least: int, bad: Word = "fail") -> Row:
     """A row about images that something broke and should not have."""
     count = len(case.y)
     word: Word = bad if extra >= least and extra > share * count else "pass"
-    return _row(name, float(extra), word, f"{extra} of {count} images")
+    return row(name, float(extra), word, f"{extra} of {count} images")
 
 
 def g3(case: Case) -> Row:
@@ -235,7 +209,7 @@ def g3(case: Case) -> Row:
     a = (slope * v).flatten(1).sum(1)
     b = (case.margins(x.detach() + h * v) - case.margins(x.detach() - h * v)) / (2 * h)
     share = ((a - b).abs() > 0.1 * (a.abs() + b.abs()) + 1e-2).float().mean().item()
-    return _row("G3", share, "fail" if share > 0.1 else "pass", f"{100 * share:.1f} % of images disagree")
+    return row("G3", share, "fail" if share > 0.1 else "pass", f"{100 * share:.1f} % of images disagree")
 
 
 def g4(case: Case) -> Row:
@@ -246,7 +220,7 @@ def g4(case: Case) -> Row:
         (case.margins((case.x + width * (2 * case.draws("g4", k) - 1)).clamp(0, 1)) - here).abs() for k in range(100)
     ]
     value = (torch.stack(moved) / here.abs().clamp_min(1e-12)).median().item()
-    return _row("G4", value, "fail" if value > 0.1 else "pass", f"median relative change {value:.3f}")
+    return row("G4", value, "fail" if value > 0.1 else "pass", f"median relative change {value:.3f}")
 
 
 def g6(case: Case) -> Row:
@@ -268,7 +242,7 @@ def g9(case: Case) -> Row:
 def g10(case: Case) -> Row:
     """Transfer from surrogates beyond the white-box ensemble; Carlini et al. 2019."""
     if not case.sources:
-        return _row("G10", None, "not run", "no surrogate: robench diagnose CHECKPOINT --source OTHER")
+        return row("G10", None, "not run", "no surrogate: robench diagnose CHECKPOINT --source OTHER")
     found = torch.zeros_like(case.white)
     for source in case.sources:
         found |= case.broken(PGD(case.threat), source) | case.broken(APGD(case.threat, early_stop=False), source)
@@ -286,8 +260,10 @@ def g11(case: Case) -> Row:
     wide = replace(case.threat, eps=size[case.threat.norm])
     left = int((~(case.broken(PGD(wide)) | case.broken(APGD(wide, steps=50)))).sum())
     usual = int((~case.broken(_Textbook(wide))).sum()) if wide.norm is Norm.LINF else left
-    row = _beyond("G11", case, max(left, usual), 0.01, 1)
-    return replace(row, reason=f"{row.reason}; {left} survive ours, {usual} the usual PGD") if usual != left else row
+    found = _beyond("G11", case, max(left, usual), 0.01, 1)
+    return (
+        replace(found, reason=f"{found.reason}; {left} survive ours, {usual} the usual PGD") if usual != left else found
+    )
 
 
 def g12(case: Case) -> Row:
@@ -299,24 +275,8 @@ def g12(case: Case) -> Row:
 
 def g14(case: Case) -> Row:
     """Whether autograd is entered during a forward pass; after the flag of AutoAttack."""
-    calls = 0
-
-    def count(real: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(*args: Any, **options: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            return real(*args, **options)
-
-        return counted
-
-    grad, backward = torch.autograd.grad, torch.autograd.backward
-    with (
-        mock.patch.object(torch.autograd, "grad", count(grad)),
-        mock.patch.object(torch.autograd, "backward", count(backward)),
-        torch.no_grad(),
-    ):
-        case.model(case.x[:16])
-    return _row("G14", float(calls), "fail" if calls else "pass", f"{calls} gradients computed in a forward pass")
+    calls = inner_gradients(case.model, case.x[:16])
+    return row("G14", float(calls), "fail" if calls else "pass", f"{calls} gradients computed in a forward pass")
 
 
 def g16(case: Case) -> Row:
@@ -412,7 +372,7 @@ def g5(case: Case) -> Row:
     rise = (best[-1] - best[-11]) / (best[-1] - best[0]).clamp_min(1e-12)
     left = ~broken
     share = (rise > 0.05)[left].float().mean().item() if left.any() else 0.0
-    return _row("G5", share, "suspect" if share > 0.05 else "pass", f"{100 * share:.1f} % of unbroken images")
+    return row("G5", share, "suspect" if share > 0.05 else "pass", f"{100 * share:.1f} % of unbroken images")
 
 
 def g7(case: Case) -> Row:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -56,7 +57,10 @@ class Inference:
 
     def view(self) -> Augment:
         """How one augmented view is made."""
-        return build(Augment, {"name": "simclr", **self.augment}, "--inference tsi")
+        try:
+            return build(Augment, {"name": "simclr", **self.augment}, "--inference tsi")
+        except UsageError as error:
+            raise UsageError(re.sub(r"^augment\.", "--inference tsi: ", str(error))) from None
 
     def of(self, recipe: Recipe | None, *, adaptive: bool) -> Inference:
         """The same with everything settled for a checkpoint of a recipe.
@@ -82,10 +86,10 @@ def parse(text: str, draws: int | None = None, average: str | None = None) -> In
     Raises:
         UsageError: for another name, an unknown key, or no draws.
     """
-    name, _, tail = text.partition("@")
+    name, at, tail = text.partition("@")
     if name != "tsi":
         raise unknown("inference", name, ["tsi"], "tsi, transformation-smoothed inference")
-    given = dict(pairs(tail)) if tail else {}
+    given = pairs(tail, f"--inference {text}") if at else {}
     given |= {key: value for key, value in (("draws", draws), ("average", average)) if value is not None}
     look = {key: value for key, value in given.items() if key in LOOK}
     rest = {key: value for key, value in given.items() if key not in LOOK}

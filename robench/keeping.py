@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import time
 
@@ -13,7 +14,7 @@ from robench import distributed, files
 from robench import state as states
 from robench.data import Images
 from robench.errors import StoppedError, TrainingError
-from robench.meter import Meter, spend
+from robench.meter import Cost, Meter, Passes, Work, spend
 from robench.models import Nets
 from robench.recipe import Stage
 from robench.run import Run
@@ -36,20 +37,36 @@ class Keeper:
         state: where the run is.
         images: all it may train on.
         asked: by signals.
+        head: whether the stage puts a head on an encoder that was there.
     """
 
-    def __init__(self, run: Run, nets: Nets, optimiser: Stepper, state: State, images: Images, asked: Asked) -> None:
+    def __init__(
+        self, run: Run, nets: Nets, optimiser: Stepper, state: State, images: Images, asked: Asked, head: bool = False
+    ) -> None:
         self.run, self.nets, self.optimiser = run, nets, optimiser
         self.state, self.images, self.asked = state, images, asked
         self.first = state.fresh
         self.counted = state.step  # steps of the epoch under way whose cost is counted
-        self.meter = Meter(run.device)
+        self.meter, self.head = Meter(run.device), head
+        self.passes = nets.counter = Passes()
         self.saved, self.pause = time.monotonic(), SAVE_EVERY
 
     def account(self, images: int) -> None:
         """Add the time since the last call, in which so many images were trained on, to the cost of the stage."""
-        spend(self.state.cost, self.state.stage, self.meter.read(), images, first=self.first)
+        devices, (forwards, backwards) = distributed.world(), self.passes.take()
+        work = Work(self._spent(), images, forwards * devices, backwards * devices, devices, self.head)
+        spend(self.state.cost, self.state.stage, work, first=self.first)
         self.meter = Meter(self.run.device)
+
+    def _spent(self) -> Cost:
+        """What was spent since the last call: this process's time, the largest memory and the energy of all."""
+        cost = self.meter.read()
+        if distributed.world() == 1:
+            return cost
+        counted = [math.nan if value is None else float(value) for value in (cost.peak_memory, cost.joules)]
+        every = distributed.gathered(torch.tensor([counted], dtype=torch.float64, device=self.run.device))
+        peak, joules = float(every[:, 0].max()), float(every[:, 1].sum())
+        return Cost(cost.seconds, None if math.isnan(peak) else int(peak), None if math.isnan(joules) else joules)
 
     @property
     def due(self) -> bool:

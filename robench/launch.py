@@ -1,7 +1,7 @@
-"""A launch: which ranges of which cells were handed out to other processes, and how far they are. No torch here.
+"""A launch: which ranges of which cells, or which training runs, were handed out to other processes. No torch here.
 
-It is one file, `launches/<id>.json` beside the folder `cells`. How far it is can be read from results, parts and claims
-alone, so whoever asks, from whatever machine and long after the starter has ended, is told the same.
+It is one file: `launches/<id>.json` among the results where it is cells, among the checkpoints where it is runs. Beside it,
+in `launches/<id>/`, is what the processes say.
 """
 
 from __future__ import annotations
@@ -9,23 +9,20 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from robench import files
-from robench.claim import Claims
 from robench.errors import StoreError, UsageError
 from robench.part import Span, gaps
-from robench.results import DAMAGE, Result, read
+from robench.results import DAMAGE
 from robench.spec import build
-
-State = Literal["done", "failed", "running", "missing"]
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A range of a cell's images: those of the cell with this key, from `start` to the one before `stop`."""
+    """A range of a cell's images: those of the cell with this key, from `start` to the one before `stop`; of a run the whole."""
 
     key: str
     start: int
@@ -56,6 +53,25 @@ class Wanted:
 
 
 @dataclass(frozen=True)
+class Training:
+    """A training run that a launch is to complete.
+
+    Attributes:
+        key: a digest of folder and identity.
+        label: what to call it.
+        folder: of the run, absolute.
+        identity: of the run, as its folder has it.
+        stages: of its recipe.
+    """
+
+    key: str
+    label: str
+    folder: str
+    identity: str
+    stages: int
+
+
+@dataclass(frozen=True)
 class Launch:
     """What was handed out.
 
@@ -66,6 +82,7 @@ class Launch:
         cells: all that are wanted.
         tasks: what each process is to run; where several have the same piece, whoever is there first runs it.
         scheduled: what the scheduler calls it; empty where there is none.
+        runs: all training runs that are wanted.
     """
 
     id: str
@@ -74,26 +91,32 @@ class Launch:
     cells: tuple[Wanted, ...]
     tasks: tuple[tuple[Piece, ...], ...]
     scheduled: tuple[str, ...] = ()
+    runs: tuple[Training, ...] = ()
+
+    @property
+    def wanted(self) -> tuple[Wanted | Training, ...]:
+        """All that is to be completed."""
+        return (*self.runs, *self.cells)
 
 
-@dataclass(frozen=True)
-class Standing:
-    """How far a cell is: its state, how many images are done, and who works on it."""
-
-    cell: Wanted
-    state: State
-    images: int
-    holders: tuple[str, ...] = ()
+def folder(root: Path) -> Path:
+    """Where launches are, in a folder of results or of checkpoints."""
+    return root / "launches"
 
 
-def folder(results: Path) -> Path:
-    """Where launches are."""
-    return results / "launches"
+def logs(root: Path, name: str) -> Path:
+    """Where the processes of a launch say what they do."""
+    return folder(root) / name
 
 
-def put(launch: Launch, results: Path) -> Path:
+def failure(root: Path, name: str, key: str) -> Path:
+    """Where a process of a launch says why a training run failed."""
+    return logs(root, name) / f"{key}.failed.json"
+
+
+def put(launch: Launch, root: Path) -> Path:
     """Keep a launch, in one step."""
-    path = folder(results) / f"{launch.id}.json"
+    path = folder(root) / f"{launch.id}.json"
     files.write_json(path, asdict(launch))
     return path
 
@@ -105,26 +128,34 @@ def read_launch(path: Path) -> Launch:
         StoreError: if it is absent or damaged.
     """
     try:
-        found: Launch = build(Launch, json.loads(path.read_bytes()))
+        content = path.read_bytes()
     except FileNotFoundError:
         raise StoreError(
-            f"{path} is not there: the results folder must be on a disk that all machines share. Choose one with --results"
+            f"{path} is not there: the folder of results or checkpoints must be on a disk that all machines share. Choose one "
+            "with --results or --checkpoints"
         ) from None
+    return _read(path, content)
+
+
+def _read(path: Path, content: bytes) -> Launch:
+    try:
+        found: Launch = build(Launch, json.loads(content))
     except DAMAGE as error:
-        raise StoreError(f"{path} is damaged: {error}. Remove it, and run the evaluation again") from None
+        raise StoreError(f"{path} is damaged: {error}. Remove it, and run the command again") from None
     return found
 
 
-def latest(results: Path) -> Launch:
-    """The launch that was begun last.
+def every(root: Path) -> list[Launch]:
+    """All launches that are kept, in the order in which they began.
 
     Raises:
-        UsageError: if there is none.
+        StoreError: if one is damaged.
     """
-    paths = sorted(folder(results).glob("*.json"))
-    if not paths:
-        raise UsageError(f"nothing was launched into {results}: robench evaluate --attack pgd-20 --launcher local")
-    return read_launch(paths[-1])
+    found = []
+    for path in sorted(folder(root).glob("*.json")):
+        with suppress(FileNotFoundError):  # another process has tidied it away meanwhile
+            found.append(_read(path, path.read_bytes()))
+    return found
 
 
 def task(text: str) -> tuple[Launch, tuple[Piece, ...]]:
@@ -193,51 +224,6 @@ def spans(key: str, results: Path) -> list[Span]:
         if start.isdecimal() and stop.isdecimal():
             found.append((int(start), int(stop)))
     return sorted(found)
-
-
-class Watch:
-    """How far a launch is, asked again and again; what is done is not read twice.
-
-    Args:
-        launch: which.
-        results: the folder of results.
-    """
-
-    def __init__(self, launch: Launch, results: Path) -> None:
-        self.launch, self.results = launch, results
-        self._final: dict[str, Standing] = {}
-        self._claims = {cell.key: Claims(results / "parts" / cell.key) for cell in launch.cells}
-
-    def look(self) -> list[Standing]:
-        """Each cell, in the order of the launch."""
-        return [self._final.get(cell.key) or self._standing(cell) for cell in self.launch.cells]
-
-    def missing(self) -> dict[str, list[Span]]:
-        """The ranges that are done of each cell that is neither done nor failed."""
-        return {each.cell.key: spans(each.cell.key, self.results) for each in self.look() if not ended(each)}
-
-    def _standing(self, cell: Wanted) -> Standing:
-        path = self.results / "cells" / f"{cell.key}.json"
-        if path.is_file() and path.stat().st_mtime_ns != cell.failed:
-            state: State = "done" if isinstance(read(path), Result) else "failed"
-            self._final[cell.key] = Standing(cell, state, cell.count if state == "done" else 0)
-            return self._final[cell.key]
-        left = sum(stop - start for start, stop in gaps(spans(cell.key, self.results), cell.count, cell.count))
-        holders = tuple(dict.fromkeys(each.name for each in self._claims[cell.key].others().values()))
-        return Standing(cell, "running" if holders else "missing", cell.count - left, holders)
-
-
-def ended(standing: Standing) -> bool:
-    """Whether nothing more is to be done for a cell."""
-    return standing.state in ("done", "failed")
-
-
-def summary(standings: Sequence[Standing]) -> str:
-    """How many cells are in which state, and how many images of the others are done."""
-    states = [each.state for each in standings]
-    told = ", ".join(f"{states.count(state)} {state}" for state in ("done", "running", "missing", "failed"))
-    images = sum(each.images for each in standings if not ended(each))
-    return f"{len(states)} cells: {told}" + (f"; {images:,} images of those under way" if images else "")
 
 
 def scheduled(launch: Launch, name: str) -> Launch:

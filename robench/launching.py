@@ -1,66 +1,24 @@
-"""Hands what a folder of results lacks to other processes, here or on a Slurm cluster, and watches its files till all is there.
-
-Jobs go out through submitit. Each is the same command again with the number of a task, so it checks what the starter checked,
-claims the ranges it runs, and may be killed at any moment. What counts is in the files; the scheduler is asked only whether
-anybody is left who might still write some.
-"""
+"""Hands what a folder of results lacks to other processes, and is what such a process runs."""
 
 from __future__ import annotations
 
-import datetime
-import os
-import signal
 import statistics
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
-import torch
-
-from robench import __version__, exhibits, files, launch, planning, sharing, slurm
+from robench import __version__, exhibits, files, handing, launch, planning, sharing, slurm
 from robench.checkpoint import Checkpoint
 from robench.errors import RobenchError, UsageError
 from robench.evaluation import Engine, labels_of
+from robench.handing import Order
 from robench.job import Job
-from robench.launch import Launch, Piece, Wanted, Watch
+from robench.launch import Launch, Piece, Wanted
+from robench.reporting import Table
 from robench.results import Result, Store, read
 from robench.sharing import Ran
 
-PAUSE = {"local": 0.5, "slurm": 30.0}  # seconds between two looks at the files
-GRACE = 10.0  # seconds that workers here have to end when told to
-TRIES = 2  # how often what is missing is handed out
-FOREVER = 60 * 24 * 365  # minutes a worker here may run
+SHOWN = 20  # jobs that a plan lists one by one
 
-MakeTask = Callable[[Path, int, Sequence[str]], Callable[[], object]]
-
-
-@dataclass(frozen=True)
-class Order:
-    """How to hand out.
-
-    Attributes:
-        launcher: `local` or `slurm`.
-        task: makes what a process runs, from the file of the launch, the number of its task, and the checkpoints it needs.
-        jobs: processes at a time; by default one for each GPU here, and no limit on a cluster.
-        minutes: that a job on a cluster should last at least.
-        settings: of Slurm.
-        pause: seconds between looks at the files; by default half a second here and 30 on a cluster.
-    """
-
-    launcher: str
-    task: MakeTask
-    jobs: int | None = None
-    minutes: float = 10.0
-    settings: Mapping[str, str | int] = field(default_factory=dict)
-    pause: float | None = None
-
-    @property
-    def workers(self) -> int:
-        """How many processes share the work here."""
-        return self.jobs or max(1, torch.cuda.device_count())
+Cut = Callable[[Sequence[Wanted]], list[tuple[Piece, ...]]]
 
 
 def run(engine: Engine, jobs: Sequence[Job], store: Store, order: Order) -> Iterator[Ran]:
@@ -73,7 +31,7 @@ def run(engine: Engine, jobs: Sequence[Job], store: Store, order: Order) -> Iter
         UsageError: for what cannot be handed out, before anything is.
         RobenchError: at the end, if something is missing though it was handed out twice.
     """
-    submitit = imported()
+    handing.imported()
     todo = [job for job in jobs if not isinstance(store.get(job.cell), Result)]
     there = {job.cell.key for job in jobs} - {job.cell.key for job in todo}
     if todo:
@@ -81,7 +39,10 @@ def run(engine: Engine, jobs: Sequence[Job], store: Store, order: Order) -> Iter
         check_versions(store)
         for dataset, count in sorted({(job.dataset, job.cell.count) for job in todo}):
             exhibits.put(labels_of(engine.images(dataset, count)), store.folder)
-        _hand_out(submitit, engine, todo, store, order)
+        speed = pace(engine, todo, store) if order.launcher == "slurm" else 1.0
+        handing.hand_out(
+            store.folder, order, wanted(todo, store, engine.batch), cutter(store, order, speed), engine.tell
+        )
     left = []
     for job in jobs:
         record = sharing.collected(job, store)
@@ -96,17 +57,32 @@ def run(engine: Engine, jobs: Sequence[Job], store: Store, order: Order) -> Iter
         )
 
 
-def imported() -> Any:
-    """The library that submits.
+def work(engine: Engine, jobs: Sequence[Job], store: Store, made: Launch, pieces: Sequence[Piece]) -> Iterator[Ran]:
+    """Run what this process was handed.
 
     Raises:
-        UsageError: if it is not installed.
+        UsageError: if the launch is of another version, or of cells that are none of the jobs.
     """
-    try:
-        import submitit
-    except ImportError:
-        raise UsageError("--launcher needs submitit, which is not installed: pip install 'robench[cluster]'") from None
-    return submitit
+    check_same(made)
+    within = launch.within(pieces)
+    known = {job.cell.key: job for job in jobs}
+    if absent := [key for key in within if key not in known]:
+        raise UsageError(
+            f"the cell {absent[0]} of the launch is none of this command: data or checkpoints have changed since"
+        )
+    yield from engine.run([known[key] for key in within], store, within)
+
+
+def check_same(made: Launch) -> None:
+    """Refuse a launch of another version.
+
+    Raises:
+        UsageError: naming both.
+    """
+    if made.robench != __version__:
+        raise UsageError(
+            f"the launch is by robench {made.robench}, and here is {__version__}: install the same version on all machines"
+        )
 
 
 def check_versions(store: Store) -> None:
@@ -135,7 +111,7 @@ def pace(engine: Engine, jobs: Sequence[Job], store: Store) -> float:
     return 1 / max(seen.forward + seen.gradient, 1e-9)
 
 
-def wanted(engine: Engine, jobs: Sequence[Job], store: Store) -> tuple[Wanted, ...]:
+def wanted(jobs: Sequence[Job], store: Store, batch: int) -> tuple[Wanted, ...]:
     """What a launch says of each job; those of a checkpoint beside each other."""
     found = []
     for job in jobs:
@@ -149,143 +125,80 @@ def wanted(engine: Engine, jobs: Sequence[Job], store: Store) -> tuple[Wanted, .
                 else "",
                 count=job.cell.count,
                 passes=job.passes,
-                size=job.size(engine.batch),
+                size=job.size(batch),
                 failed=path.stat().st_mtime_ns if path.is_file() else 0,
             )
         )
     return tuple(sorted(found, key=lambda cell: cell.checkpoint))
 
 
-def _hand_out(submitit: Any, engine: Engine, jobs: Sequence[Job], store: Store, order: Order) -> None:
-    """Hand out, watch, and hand out once more what is missing."""
-    cells = wanted(engine, jobs, store)
-    speed = pace(engine, jobs, store) if order.launcher == "slurm" else 1.0
-    for number in range(TRIES):
+def cutter(store: Store, order: Order, speed: float) -> Cut:
+    """What makes tasks of cells: jobs of a cluster that last long enough, or the work of processes here, which share all.
+
+    Args:
+        store: what is there.
+        order: how to hand out.
+        speed: image passes a second.
+    """
+
+    def cut(cells: Sequence[Wanted]) -> list[tuple[Piece, ...]]:
+        if order.launcher == "local":
+            return launch.rotated([Piece(cell.key, 0, cell.count) for cell in cells], order.workers)
         done = {cell.key: launch.spans(cell.key, store.folder) for cell in cells}
-        if order.launcher == "slurm":
-            tasks = launch.cut(cells, done, speed, 60 * order.minutes)
-            slurm.check(order.settings, len(tasks))
-        else:
-            tasks = launch.rotated([Piece(cell.key, 0, cell.count) for cell in cells], order.workers)
-        name = f"{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%S.%fZ}-{os.getpid()}"
-        made = Launch(name, __version__, order.launcher, cells, tuple(tasks))
-        path = launch.put(made, store.folder)
-        watch = Watch(made, store.folder)
-        with _quitting(_submitted(submitit, made, path, order, engine.tell)) as alive:
-            _follow(watch, alive, engine.tell, order.pause or PAUSE[order.launcher])
-            until = time.monotonic() + GRACE
-            while order.launcher == "local" and alive() and time.monotonic() < until:
-                time.sleep(0.1)  # they end by themselves, having seen that all is there
-        standings = watch.look()
-        if all(each.state == "done" for each in standings):
-            files.remove_folder(path.with_suffix(""))  # what processes said on the way
-        if all(map(launch.ended, standings)):
-            return
-        cells = tuple(each.cell for each in standings if not launch.ended(each))
-        if number + 1 < TRIES:
-            engine.tell(f"{len(cells)} cells are missing and nobody runs them any more: once more, only these")
+        return launch.cut(cells, done, speed, 60 * order.minutes)
+
+    return cut
 
 
-def _follow(watch: Watch, alive: Callable[[], bool], tell: Callable[[str], None], pause: float) -> None:
-    """Look at the files till all is there or nobody is left, and say what changes."""
-    said = ""
-    while True:
-        left = alive()  # asked first: what somebody wrote before ending is seen below
-        standings = watch.look()
-        text = launch.summary(standings)
-        if text != said:
-            tell(text)
-            said = text
-        if all(map(launch.ended, standings)) or not left:
-            return
-        time.sleep(pause)
+def plan(engine: Engine, jobs: Sequence[Job], store: Store, order: Order) -> Table:
+    """What would be handed out, job by job; nothing is submitted or written.
 
-
-@dataclass(frozen=True)
-class Submitted:
-    """Processes that were started: whether any is left, and how to end them."""
-
-    alive: Callable[[], bool]
-    stop: Callable[[], None]
-
-
-def _submitted(submitit: Any, made: Launch, path: Path, order: Order, tell: Callable[[str], None]) -> Submitted:
-    cells = {cell.key: cell for cell in made.cells}
-    tasks = [
-        order.task(path, number, list(dict.fromkeys(cells[piece.key].checkpoint for piece in pieces)))
-        for number, pieces in enumerate(made.tasks)
-    ]
-    logs = path.with_suffix("")
+    Raises:
+        UsageError: for what would be refused.
+    """
+    todo = [job for job in jobs if not isinstance(store.get(job.cell), Result)]
+    check_versions(store)
+    cells = {cell.key: cell for cell in wanted(todo, store, engine.batch)}
+    speed = pace(engine, todo, store) if todo else 1.0
+    tasks = cutter(store, order, speed)(list(cells.values())) if todo else []
     if order.launcher == "slurm":
-        return _array(submitit, logs, tasks, made, path, order, tell)
-    return _workers(submitit, logs, tasks)
-
-
-def _workers(submitit: Any, logs: Path, tasks: Sequence[Callable[[], object]]) -> Submitted:
-    """A process here for each task; with several GPUs, one for each in turn."""
-    jobs, gpus = [], torch.cuda.device_count()
-    with _no_hangup():
-        for number, task in enumerate(tasks):
-            executor = submitit.AutoExecutor(folder=logs, cluster="local")
-            shown = {"gpus_per_node": 1, "local_visible_gpus": [number % gpus]} if gpus else {}
-            executor.update_parameters(timeout_min=FOREVER, **shown)
-            jobs.append(executor.submit(task))
-
-    def stop() -> None:
-        for job in jobs:
-            if not job.done():
-                os.kill(int(job.job_id), signal.SIGTERM)  # its controller hands it on
-        until = time.monotonic() + GRACE
-        while time.monotonic() < until and not all(job.done() for job in jobs):
-            time.sleep(0.1)
-        for job in jobs:
-            job.cancel()
-
-    return Submitted(lambda: not all(job.done() for job in jobs), stop)
-
-
-def _array(
-    submitit: Any,
-    logs: Path,
-    tasks: Sequence[Callable[[], object]],
-    made: Launch,
-    path: Path,
-    order: Order,
-    tell: Callable[[str], None],
-) -> Submitted:
-    """An array of jobs on a cluster, which outlives the starter."""
-    if not slurm.check_shared(path, order.settings):
-        tell("no node was free to look at the results folder; each job looks for itself before it computes")
-    executor = submitit.AutoExecutor(folder=logs, cluster="slurm")
-    parallel = {"slurm_array_parallelism": order.jobs} if order.jobs else {}
-    executor.update_parameters(
-        **{"slurm_job_name": "robench", "slurm_time": 240, **slurm.parameters(order.settings), **parallel}
+        slurm.check(order.settings, len(tasks))
+        costs = [_cost(task, cells) for task in tasks]
+        settings = ", ".join(f"{key}={value}" for key, value in order.settings.items())
+        limit = f", {order.jobs} at a time" if order.jobs else ""
+        how = f"one array of {len(tasks):,} jobs{limit}" + (f" ({settings}; time in minutes)" if settings else "")
+    else:
+        everything = _cost(tasks[0], cells) if tasks else (0, 0, 0.0)
+        costs = [everything] if tasks else []
+        how = f"{order.workers} processes here that share all of it"
+    rows = [("", str(number), *_shown(cost, speed)) for number, cost in enumerate(costs)]
+    if order.launcher == "local":
+        rows = []
+    if len(rows) > SHOWN:
+        rows = [*rows[:SHOWN], ("", f"and {len(rows) - SHOWN:,} more", "", "", "", "")]
+    images, passes = sum(cost[1] for cost in costs), sum(cost[2] for cost in costs)
+    rows.append(("", "all", f"{len(cells):,}", f"{images:,}", f"{passes:,.0f}", f"{passes / speed / 3600:.3g}"))
+    notes = (
+        f"{how}. Hours of one GPU or process, as jobs are cut: every pass at the pace of one with its gradient, no image broken "
+        "early, images that are done left out.",
     )
-    with executor.batch():  # one array
-        jobs = [executor.submit(task) for task in tasks]
-    name = jobs[0].job_id.partition("_")[0]
-    launch.put(launch.scheduled(made, name), path.parent.parent)
-    tell(f"submitted {len(tasks)} jobs as {name}; they go on without this process: robench status")
-    return Submitted(
-        lambda: slurm.queued([name]), lambda: tell(f"the jobs {name} go on: robench status, or scancel {name}")
+    if not todo:
+        notes = ("All is there already: nothing would be submitted.",)
+    return Table(
+        f"What --launcher {order.launcher} would hand out",
+        (("job", "cells", "images", "passes", "hours"),),
+        tuple(rows),
+        notes,
     )
 
 
-@contextmanager
-def _quitting(submitted: Submitted) -> Iterator[Callable[[], bool]]:
-    """Inside, whatever ends this process is handed on."""
-    try:
-        yield submitted.alive
-    except BaseException:
-        submitted.stop()
-        raise
+def _cost(task: Sequence[Piece], cells: dict[str, Wanted]) -> tuple[int, int, float]:
+    """Cells, images and image passes of a task."""
+    images = sum(piece.stop - piece.start for piece in task)
+    passes = sum((piece.stop - piece.start) * cells[piece.key].passes for piece in task)
+    return len({piece.key for piece in task}), images, passes
 
 
-@contextmanager
-def _no_hangup() -> Iterator[None]:
-    """What is started inside outlives the terminal."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGHUP, before)
+def _shown(cost: tuple[int, int, float], speed: float) -> tuple[str, str, str, str]:
+    cells, images, passes = cost
+    return f"{cells:,}", f"{images:,}", f"{passes:,.0f}", f"{passes / speed / 3600:.3g}"

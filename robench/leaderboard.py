@@ -9,6 +9,8 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from robench.diagnosis import Diagnosis
+from robench.doubt import beyond_flags, reasons
 from robench.errors import UsageError
 from robench.results import Failure, Result
 from robench.threat import ThreatModel
@@ -45,7 +47,13 @@ class About:
     footnote: str = ""
 
 
-def model_info(records: Iterable[Result | Failure], checkpoint: str, about: About, threat: ThreatModel) -> str:
+def model_info(
+    records: Iterable[Result | Failure],
+    checkpoint: str,
+    about: About,
+    threat: ThreatModel,
+    diagnoses: Iterable[Diagnosis] = (),
+) -> str:
     """The JSON for one model and leaderboard.
 
     Args:
@@ -53,18 +61,21 @@ def model_info(records: Iterable[Result | Failure], checkpoint: str, about: Abou
         checkpoint: the name of the model in them.
         about: what they cannot say.
         threat: of the leaderboard.
+        diagnoses: of some checkpoints; one that failed is refused.
 
     Raises:
         UsageError: if no result is what the leaderboard demands; it names everything that differs in the nearest one.
     """
-    mine = [r for r in records if isinstance(r, Result) and r.subject.name == checkpoint and r.cell.threat == threat]
+    every = [r for r in records if isinstance(r, Result)]
+    mine = [r for r in every if r.subject.name == checkpoint and r.cell.threat == threat]
     if not mine:
         raise UsageError(
             f"there is no result of {checkpoint} at {threat}: robench evaluate {checkpoint} --attack autoattack "
             f"--threat {threat}"
         )
     found = min(mine, key=lambda result: len(differences(result)))
-    if wrong := differences(found):
+    unreliable = [f"unreliable {why}" for why in reasons(found.subject, beyond_flags(every, diagnoses))]
+    if wrong := [*differences(found), *unreliable]:
         raise UsageError(f"{checkpoint} at {threat} is not what RobustBench compares: {'; '.join(wrong)}")
     table = {
         "link": about.link,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -91,6 +91,7 @@ def contrastive(
     positives: Positives = "per-pair",
     anchors: Sequence[int] | None = None,
     detach_keys: bool = False,
+    groups: int = 1,
 ) -> Tensor:
     """The contrastive loss of each anchor, for any number of views of the same n images.
 
@@ -108,9 +109,10 @@ def contrastive(
         positives: whether the sum over positives stands outside or inside the logarithm.
         anchors: which views serve as anchors; all when None.
         detach_keys: let gradients reach anchors only, not the vectors they are compared with.
+        groups: into how many consecutive parts the batch of all processes falls, K being those of the image's own part.
 
     Returns:
-        The loss of each anchor, (len(anchors) * n,), view by view.
+        The loss of each anchor, (len(anchors) * n,): part by part, and view by view in each.
 
     Raises:
         UsageError: for a batch of one image, which has nothing to be told apart from.
@@ -120,24 +122,54 @@ def contrastive(
         anchor, and detached keys.
     """
     chosen = list(range(len(views)) if anchors is None else anchors)
-    n = len(views[0])
-    every = n * distributed.world()
-    _refuse_one(every)
+    n, first = len(views[0]), len(views[0]) * distributed.rank()
     z = [_unit(view) for view in views]
-    keys = torch.cat([distributed.gathered(view) for view in z])
-    similarity = torch.cat([z[a] for a in chosen]) @ (keys.detach() if detach_keys else keys).T / temperature
-    row = torch.arange(len(chosen) * n, device=keys.device)
-    image = distributed.rank() * n + row % n
-    own = torch.as_tensor(chosen, device=keys.device).repeat_interleave(n) * every + image
+    keys = [distributed.gathered(view) for view in z]
+    found, start = [], 0
+    for part in zip(*(view.tensor_split(groups) for view in keys), strict=True):
+        stop = start + len(part[0])
+        _refuse_one(stop - start)
+        low, high = max(start, first), min(stop, first + n)  # the images of this process in this part
+        if low < high:
+            mine = [z[view][low - first : high - first] for view in chosen]
+            log_all, friends, absent = _compared(mine, chosen, part, low - start, temperature, detach_keys)
+            if positives == "in-log":
+                found.append(log_all - friends.masked_fill(absent, -torch.inf).logsumexp(1))
+            else:
+                found.append((len(views) - 1) * log_all - friends.masked_fill(absent, 0).sum(1))
+        start = stop
+    return torch.cat(found)
+
+
+def _compared(
+    anchors: Sequence[Tensor],
+    chosen: Sequence[int],
+    keys: Sequence[Tensor],
+    offset: int,
+    temperature: float,
+    detach_keys: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Anchors beside keys: the log of the sum over K, s with all views of the own image, and which of these is the anchor.
+
+    Args:
+        anchors: unit vectors (n, d) for each chosen view.
+        chosen: which views they are.
+        keys: unit vectors (m, d) for each view.
+        offset: the row of `keys` that is the first image of `anchors`.
+        temperature: the divisor of the cosine similarity.
+        detach_keys: as in `contrastive`.
+    """
+    n, every = len(anchors[0]), len(keys[0])
+    others = torch.cat(list(keys))
+    similarity = torch.cat(list(anchors)) @ (others.detach() if detach_keys else others).T / temperature
+    row = torch.arange(len(chosen) * n, device=others.device)
+    image = offset + row % n
+    own = torch.as_tensor(chosen, device=others.device).repeat_interleave(n) * every + image
     itself = torch.zeros_like(similarity, dtype=torch.bool)
     itself[row, own] = True
     log_all = similarity.masked_fill(itself, -torch.inf).logsumexp(1)
-    places = image[:, None] + every * torch.arange(len(views), device=keys.device)
-    friends = similarity.gather(1, places)  # the views of the anchor's own image, the anchor among them
-    absent = places == own[:, None]
-    if positives == "in-log":
-        return log_all - friends.masked_fill(absent, -torch.inf).logsumexp(1)
-    return (len(views) - 1) * log_all - friends.masked_fill(absent, 0).sum(1)
+    places = image[:, None] + every * torch.arange(len(keys), device=others.device)
+    return log_all, similarity.gather(1, places), places == own[:, None]
 
 
 def supervised_contrastive(views: Sequence[Tensor], y: Tensor, *, temperature: float) -> Tensor:
@@ -148,7 +180,8 @@ def supervised_contrastive(views: Sequence[Tensor], y: Tensor, *, temperature: f
         mean over p in P of  -log( exp s(u,p) / sum over k in K of exp s(u,k) )
 
     Args:
-        views: V embeddings (n, d), not normalised, row i of each from image i; two or more, so that nobody is alone.
+        views: V embeddings (n, d), not normalised, row i of each from image i; two or more, so that nobody is alone. Where
+            several processes train, each has its own images as anchors, and those of all as keys.
         y: labels, (n,).
         temperature: the divisor of the cosine similarity.
 
@@ -160,30 +193,18 @@ def supervised_contrastive(views: Sequence[Tensor], y: Tensor, *, temperature: f
 
     Source: Khosla et al. 2020, eq. 2 (L_out).
     """
-    _refuse_one(len(views[0]))
-    z = torch.cat([_unit(view) for view in views])
-    labels = y.repeat(len(views))
-    itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
-    similarity = z @ z.T / temperature
+    n, v = len(views[0]), len(views)
+    every = n * distributed.world()
+    _refuse_one(every)
+    z = [_unit(view) for view in views]
+    keys = torch.cat([distributed.gathered(view) for view in z])
+    row = torch.arange(v * n, device=keys.device)
+    itself = torch.zeros(v * n, v * every, dtype=torch.bool, device=keys.device)
+    itself[row, row // n * every + distributed.rank() * n + row % n] = True
+    similarity = torch.cat(z) @ keys.T / temperature
     log_all = similarity.masked_fill(itself, -torch.inf).logsumexp(1)
-    friends = (labels[:, None] == labels) & ~itself
+    friends = (y.repeat(v)[:, None] == distributed.gathered(y).repeat(v)) & ~itself
     return log_all - (similarity * friends).sum(1) / friends.sum(1)
-
-
-def in_groups(loss: Callable[[Sequence[Tensor]], Tensor], views: Sequence[Tensor], groups: int) -> Tensor:
-    """A contrastive loss whose negatives come from the image's own group: one part of the batch of several.
-
-    Args:
-        loss: maps views (n, d) to one value per anchor.
-        views: embeddings, row i of each from image i.
-        groups: into how many consecutive parts the batch falls.
-
-    Returns:
-        The values of all groups, together.
-    """
-    if groups == 1:
-        return loss(views)
-    return torch.cat([loss(part) for part in zip(*(view.tensor_split(groups) for view in views), strict=True)])
 
 
 def distance(a: Tensor, b: Tensor, kind: Distance) -> Tensor:

@@ -26,27 +26,91 @@ class Cost:
     joules: float | None
 
 
-def spend(costs: list[dict[str, float]], stage: int, cost: Cost, images: int, *, first: bool) -> None:
-    """Add an epoch, its validation included, to what the stages of a training run have cost.
+class Passes:
+    """Counts the images that pass through an encoder.
+
+    Attributes:
+        forwards: images passed forward.
+        backwards: images whose gradient was computed, of weights or of pixels.
+    """
+
+    def __init__(self) -> None:
+        self.forwards = 0
+        self.backwards = 0
+
+    def counted(self, features: torch.Tensor) -> torch.Tensor:
+        """The same features, counted, and once more when a gradient passes them."""
+        count = len(features)
+        self.forwards += count
+        if features.requires_grad:
+            features.register_hook(lambda _gradient: self._backward(count))
+        return features
+
+    def _backward(self, count: int) -> None:
+        self.backwards += count
+
+    def take(self) -> tuple[int, int]:
+        """Both counts since the last call."""
+        found = self.forwards, self.backwards
+        self.forwards = self.backwards = 0
+        return found
+
+
+@dataclass(frozen=True)
+class Work:
+    """What was done in an epoch, its validation included.
+
+    Attributes:
+        cost: seconds of wall time; of several devices the largest memory and the energy of all.
+        images: that gradient steps were taken on.
+        forwards: images passed forward through the encoder, on all devices.
+        backwards: images whose gradient was computed.
+        devices: how many worked side by side.
+        head: whether the stage puts a head on an encoder that was there, by labels.
+    """
+
+    cost: Cost
+    images: int
+    forwards: int = 0
+    backwards: int = 0
+    devices: int = 1
+    head: bool = False
+
+
+def spend(costs: list[dict[str, float]], stage: int, work: Work, *, first: bool) -> None:
+    """Add an epoch to what the stages of a training run have cost.
 
     Args:
-        costs: of each stage so far, changed in place; empty for a stage that was not measured from its start.
+        costs: of each stage so far, changed in place; empty for a stage that was not measured from its start. What an earlier
+            version did not measure from a stage's start stays absent.
         stage: which one.
-        cost: of the epoch.
-        images: that it took gradient steps on.
+        work: of the epoch.
         first: whether it is the stage's first epoch.
     """
     while len(costs) <= stage:
-        costs.append({"seconds": 0.0, "images": 0.0} if first and len(costs) == stage else {})
-    total = costs[stage]
+        costs.append(_nothing(work.head) if first and len(costs) == stage else {})
+    total, cost = costs[stage], work.cost
     if not total:  # its first epochs were run by a version that did not measure
         return
-    total["seconds"] = round(total["seconds"] + cost.seconds, 3)
-    total["images"] += images
+    added = {
+        "seconds": cost.seconds,
+        "device_seconds": cost.seconds * work.devices,
+        "images": work.images,
+        "forwards": work.forwards,
+        "backwards": work.backwards,
+    }
+    for name, value in added.items():
+        if name in total:
+            total[name] = round(total[name] + value, 3)
     if cost.peak_memory is not None:
         total["peak_memory"] = max(total.get("peak_memory", 0.0), float(cost.peak_memory))
     if cost.joules is not None:
         total["joules"] = total.get("joules", 0.0) + cost.joules
+
+
+def _nothing(head: bool) -> dict[str, float]:
+    begun = dict.fromkeys(("seconds", "device_seconds", "images", "forwards", "backwards"), 0.0)
+    return {**begun, "head": 1.0} if head else begun
 
 
 class Meter:

@@ -1,15 +1,17 @@
-"""What a classifier's outputs alone give away: answers that change, probabilities instead of logits, values at a ceiling.
+"""What a classifier's outputs and a pass give away: answers that change, probabilities, values at a ceiling, inner gradients.
 
 Thresholds are our own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
+from unittest import mock
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,27 @@ def unrest(passes: Sequence[Tensor]) -> Unrest:
     moved = max((each - scaled[0]).abs().max().item() for each in scaled)
     changed = torch.stack([each.argmax(1) != first.argmax(1) for each in passes]).any(0)
     return Unrest(moved, int(changed.sum()), any(not torch.equal(each, first) for each in passes))
+
+
+def inner_gradients(model: nn.Module, x: Tensor) -> int:
+    """How often autograd is entered during a forward pass: a model that optimises inside hides what it answers from."""
+    calls = 0
+
+    def counting(real: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*args: Any, **options: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            return real(*args, **options)
+
+        return counted
+
+    with (
+        mock.patch.object(torch.autograd, "grad", counting(torch.autograd.grad)),
+        mock.patch.object(torch.autograd, "backward", counting(torch.autograd.backward)),
+        torch.no_grad(),
+    ):
+        model(x)
+    return calls
 
 
 def suspicious(logits: Tensor) -> str:

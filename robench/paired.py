@@ -13,7 +13,7 @@ from robench.errors import StoreError, UsageError, unknown
 from robench.rendering.csv import as_csv
 from robench.reporting import Table
 from robench.results import Failure, Result, Subject, safe
-from robench.sameness import NORMS, apart, images_of, place, rank
+from robench.sameness import apart, images_of, order, place, rank
 from robench.statistic import LEVEL, Interval, discordant, holm, interval, mcnemar, paired_difference, resolves
 from robench.threat import ThreatModel
 from robench.worst import Bits, left
@@ -192,7 +192,7 @@ def _kind(result: Result) -> tuple[ThreatModel, str, str]:
 
 def _order(kind: tuple[ThreatModel, str, str]) -> tuple[object, ...]:
     threat, attack, source = kind
-    return NORMS.index(threat.norm), threat.eps, bool(source), rank(attack), attack, source
+    return *order(threat), bool(source), rank(attack), attack, source
 
 
 def _rows(bits: Sequence[tuple[ThreatModel | None, str, Bits, Bits]]) -> list[Row]:

@@ -72,17 +72,58 @@ class Point:
 
     name: str
     attack: str
-    seconds: float
+    cost: float
     accuracy: float
     front: bool
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Attacks at one threat, measured on one kind of device."""
+    """Attacks at one threat, measured on one kind of device.
+
+    Attributes:
+        title: the threat, and the device.
+        points: the cells.
+        unit: of their cost, in words.
+    """
 
     title: str
     points: tuple[Point, ...]
+    unit: str = "seconds"
+
+
+@dataclass(frozen=True)
+class Value:
+    """What one checkpoint cost and is worth.
+
+    Attributes:
+        name: of the checkpoint.
+        cost: above zero.
+        clean: accuracy.
+        robust: accuracy under all attacks; None while it has not met them all.
+        front: whether no other is as cheap and as robust, and better in one of the two.
+    """
+
+    name: str
+    cost: float
+    clean: float
+    robust: float | None
+    front: bool
+
+
+@dataclass(frozen=True)
+class Worth:
+    """Checkpoints whose costs compare.
+
+    Attributes:
+        title: the device.
+        cost: what their cost is, in words.
+        values: the checkpoints, in the order of the tables.
+    """
+
+    title: str
+    cost: str
+    values: tuple[Value, ...]
 
 
 @dataclass(frozen=True)
@@ -148,7 +189,7 @@ class Cloud:
     reach: tuple[tuple[float, float], tuple[float, float]]
 
 
-Panel = Curves | Matrix | Union | Cost | Training | Classes | Examples | Cloud
+Panel = Curves | Matrix | Union | Cost | Worth | Training | Classes | Examples | Cloud
 
 
 @dataclass(frozen=True)
@@ -156,7 +197,7 @@ class Figure:
     """One figure, ready to draw.
 
     Attributes:
-        kind: a key of `figures.KINDS` or `gallery.KINDS`, or `training`.
+        kind: a key of `figures.KINDS` or `gallery.KINDS`, `worth` or `training`.
         title: what it shows, and on which images.
         caption: what a reader must know.
         panels: of one kind.

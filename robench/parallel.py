@@ -5,6 +5,7 @@ The attack inside a method is run on the networks themselves while no weight ask
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from types import MethodType
 from typing import Any, cast
@@ -53,7 +54,7 @@ def shared(method: Method, nets: Nets) -> Method:
     return cast(Method, Shared(method, nets)) if distributed.world() > 1 else method
 
 
-def check(number: int, name: str, method: Method, batch: int) -> None:
+def check(number: int, name: str, method: Method, batch: int, parts: int = 1) -> None:
     """Refuse a stage that cannot be spread.
 
     Args:
@@ -61,27 +62,36 @@ def check(number: int, name: str, method: Method, batch: int) -> None:
         name: of its method.
         method: the same.
         batch: images a step.
+        parts: into how many parts they are cut for lack of memory.
 
     Raises:
-        UsageError: if the processes do not divide the batch, or the method compares parts of it.
+        UsageError: if the processes do not divide the batch, or a part of it.
     """
     world = distributed.world()
     if world == 1 or getattr(method, "exact", False):
         return
-    if batch % world:
-        fitting = ", ".join(str(size) for size in range(1, min(batch, 64) + 1) if batch % size == 0)
+    sizes = sorted({len(part) for part in torch.arange(batch).chunk(parts)})
+    if any(size % world for size in sizes):
+        common = math.gcd(*sizes)
+        fitting = ", ".join(str(count) for count in range(1, min(common, 64) + 1) if common % count == 0)
+        what = f"a batch of {batch}" + (f" in {parts} parts (of {' and '.join(map(str, sizes))})" if parts > 1 else "")
+        whole = max(batch // (world * parts), 1) * world * parts
         raise UsageError(
-            f"stage {number} ({name}): {world} processes do not divide a batch of {batch}: use {fitting} processes, or "
-            f"--set stage.{number}.batch={max(batch // world, 1) * world}, which is another run"
+            f"stage {number} ({name}): {world} processes do not divide {what}: use {fitting} processes, or "
+            f"--set stage.{number}.batch={whole}, which is another run"
         )
-    if getattr(method, "groups", 1) > 1:
+
+
+def check_compiled(compiled: bool) -> None:
+    """Refuse to compile where several processes train.
+
+    Raises:
+        UsageError: if both are asked for.
+    """
+    if compiled and distributed.world() > 1:
         raise UsageError(
-            f"stage {number} ({name}): groups={method.groups} keeps negatives apart within one process: "  # type: ignore[attr-defined]
-            f"--set stage.{number}.options.groups=1, or train in one process"
-        )
-    if name == "supcon":
-        raise UsageError(
-            f"stage {number} ({name}) compares images by their labels in one process only: leave torchrun out"
+            "--compile is for one process: normalisations that ask other processes are not compiled. Leave it away, or leave "
+            "torchrun out"
         )
 
 

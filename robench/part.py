@@ -100,16 +100,31 @@ class Parts:
         self._damaged: set[Path] = set()
 
     def put(self, part: Part) -> None:
-        """Keep a part, in one step.
+        """Keep a part, in one step; where another process has kept one of these images, it must say the same.
 
         Raises:
-            StoreError: if it cannot be written.
+            StoreError: if it cannot be written, or contradicts the one that is there.
         """
         path = self.folder / f"{part.start}-{part.stop}.json"
         table = {**plain_record(part), "clean": pack(part.clean), "robust": pack(part.robust)}
-        files.write_json(path, sealed(FORMAT, "part", table))
+        content = files.json_bytes(sealed(FORMAT, "part", table))
+        if not files.write_new(path, content):
+            self._replace(path, part, content)
         self._read[path] = part
         self._damaged.discard(path)
+
+    def _replace(self, path: Path, part: Part, content: bytes) -> None:
+        """Put a part in the place of one that is damaged; one that is whole stays, if it says the same."""
+        try:
+            there = read(path)
+        except (StoreError, FileNotFoundError):
+            files.write(path, content)
+            return
+        if (there.clean, there.robust) != (part.clean, part.robust):
+            raise StoreError(
+                f"{path} holds another result for the same images of one cell: {sum(there.robust)} robust there, "
+                f"{sum(part.robust)} now. Move the wrong one away, and evaluate again"
+            )
 
     def every(self) -> list[Part]:
         """All parts that can be read, in the order of their images. Damaged ones are told of, and are to be run again.

@@ -12,7 +12,6 @@ from robench.panels import Classes
 from robench.rendering.csv import as_csv
 from robench.reporting import (
     ABSENT,
-    NORMS,
     Doubts,
     Table,
     accuracy,
@@ -20,6 +19,7 @@ from robench.reporting import (
     doubts,
     images_of,
     marked,
+    order,
     ordered,
     place,
     reasons,
@@ -138,7 +138,7 @@ def _table(results: Sequence[Result], labels: Sequence[int], where: str, doubted
     subjects = ordered({r.subject.sha256: r.subject for r in results}.values())
     alone = unproven(results)
     counted = [r for r in results if r not in alone]
-    threats = sorted({r.cell.threat for r in counted}, key=lambda t: (NORMS.index(t.norm), t.eps))
+    threats = sorted({r.cell.threat for r in counted}, key=order)
     outer, inner = ["", "clean", "clean"], ["checkpoint", "mean", "worst class"]
     for threat in threats:
         outer += [str(threat)] * 2
@@ -204,7 +204,7 @@ def _columns(results: Sequence[Result]) -> Iterator[tuple[Subject, ThreatModel |
     """Each checkpoint's bits, clean and in the worst case at each threat, where it met all attacks."""
     alone = unproven(results)
     counted = [r for r in results if r not in alone]
-    threats = sorted({r.cell.threat for r in counted}, key=lambda t: (NORMS.index(t.norm), t.eps))
+    threats = sorted({r.cell.threat for r in counted}, key=order)
     for subject in ordered({r.subject.sha256: r.subject for r in results}.values()):
         yield subject, None, next(r.clean for r in results if r.cell.checkpoint == subject.sha256)
         for threat in threats:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from robench.data import Images
+from robench.device import halving
 from robench.door import frozen
 from robench.models import Nets
 
@@ -24,15 +27,16 @@ def probe(nets: Nets, kept: Images, held: Images, *, batch: int = 500) -> dict[s
         `validation knn` (20 neighbours by cosine) and `validation ridge`.
     """
     with frozen(nets), torch.no_grad():
-        train, test = (
-            torch.cat([nets.features(part.x(slice(first, first + batch))) for first in range(0, len(part), batch)])
-            for part in (kept, held)
-        )
+        train, test = (halving(partial(_features, nets, part), batch)[0] for part in (kept, held))
         found = {
             "validation knn": neighbours(train, kept.y, test, kept.classes),
             "validation ridge": ridge(train, kept.y, test, kept.classes),
         }
         return {name: (guess == held.y).float().mean().item() for name, guess in found.items()}
+
+
+def _features(nets: Nets, images: Images, batch: int) -> Tensor:
+    return torch.cat([nets.features(images.x(slice(first, first + batch))) for first in range(0, len(images), batch)])
 
 
 def neighbours(features: Tensor, y: Tensor, queries: Tensor, classes: int, *, k: int = 20) -> Tensor:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 Classifier: TypeAlias = "Callable[[Tensor], Tensor]"
 
+GAIN = "attack gain"  # what a method calls the rise in loss that its attack reached; it must be positive
+
 
 class Attack(Protocol):
     """Proposes adversarial images; the evaluator alone decides whether they count.
@@ -190,7 +192,8 @@ class Method(Protocol):
     def terms(self, nets: Nets, batch: Batch, at: Moment) -> dict[str, Tensor]:
         """Named scalar tensors whose sum is the loss to minimise.
 
-        A method that measures something on the way, such as how much its attack gained, returns `Terms(terms, measured)`.
+        A method that measures something on the way returns `Terms(terms, measured)`. What it measures as `attack gain`, how
+        much its attack raised the loss, must be positive: training stops after an epoch in which it is not.
         """
         ...
 

@@ -7,11 +7,13 @@ import math
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from robench.errors import UsageError, unknown
+from robench.files import web_page
 from robench.registry import DATASETS, METHODS, MODELS
 from robench.spec import assign, build
 from robench.threat import ThreatModel
@@ -284,6 +286,7 @@ class Recipe:
 
 # a run's folder is named after its recipe, which may be a stranger's
 _NAME = re.compile(r"(?!\.)[^/\\\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]{1,200}")
+WEIGHTS = (".pt", ".pth", ".ckpt", ".safetensors", ".bin", ".tar", ".onnx")  # endings of files that people name instead
 _OWN = ("name", "summary", "published")  # never taken from another recipe: they speak of that one alone
 
 
@@ -315,12 +318,28 @@ def read(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     if not path.is_file():
         if name.endswith(".toml"):
             raise UsageError(f"there is no recipe file {name}; recipes by name: robench list recipes")
+        if what := _instead(Path(name)):
+            raise UsageError(f"{name} is {what}; a recipe is a name (robench list recipes) or a TOML file")
         raise unknown("recipe", name, names(), "robench list recipes")
     try:
+        if page := web_page(path, "a recipe"):
+            raise UsageError(page)
         table = tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not TOML: {error}") from error
     return {"name": path.stem, **_completed(table, (*above, name))}
+
+
+def _instead(path: Path) -> str:
+    """What was named in place of a recipe, and what to do with it; nothing if it is not there."""
+    if path.suffix in WEIGHTS:
+        return f"a file of weights: robench evaluate --model my.py:make_model --weights {path} --attack pgd-20 attacks them"
+    if any((path / f"{kind}.json").is_file() for kind in ("best", "last")):
+        return (
+            f"a training run: robench evaluate {path} --attack pgd-20 attacks it, and robench train linear --encoder {path} "
+            "starts from its encoder"
+        )
+    return "a folder" if path.is_dir() else "a file of another kind" if path.is_file() else ""
 
 
 def _completed(table: dict[str, Any], chain: tuple[str, ...]) -> dict[str, Any]:
@@ -335,9 +354,34 @@ def _completed(table: dict[str, Any], chain: tuple[str, ...]) -> dict[str, Any]:
     if base is not None:
         inherited = {key: value for key, value in read(base, chain).items() if key not in _OWN}
         table = {**inherited, **table}
+    _spell(table)
     for path, value in changes.items():
-        assign(table, path, value)
+        assign(table, _spelled(table, path), value)
     return table
+
+
+def spelled(name: str, path: str) -> str:
+    """A path in a recipe by the names of its own: `stage.0.options.lambda` of `rocl` is `stage.0.options.regularise`."""
+    return _spelled(read(name), path)
+
+
+def _spelled(table: Mapping[str, Any], path: str) -> str:
+    parts = path.split(".")
+    if len(parts) > 3 and (parts[0], parts[2]) == ("stage", "options"):
+        with suppress(KeyError, IndexError, TypeError, ValueError, UsageError):  # which `assign` or `build` reports
+            parts[3] = METHODS.entry(table["stage"][int(parts[1])]["method"]).aliases.get(parts[3], parts[3])
+    return ".".join(parts)
+
+
+def _spell(table: dict[str, Any]) -> None:
+    """Give the options of every stage their own names."""
+    for stage in table["stage"] if isinstance(table.get("stage"), list) else ():
+        if isinstance(stage, dict) and isinstance(stage.get("method"), str) and isinstance(stage.get("options"), dict):
+            try:
+                entry = METHODS.entry(stage["method"])
+            except UsageError:  # which `build` reports
+                continue
+            stage["options"] = entry.spelled(stage["options"])
 
 
 def load(name: str, changes: Iterable[tuple[str, Any]] = ()) -> Recipe:
@@ -352,7 +396,11 @@ def load(name: str, changes: Iterable[tuple[str, Any]] = ()) -> Recipe:
     """
     table = copy.deepcopy(read(name))
     for path, value in changes:
-        assign(table, path, value)
+        assign(table, _spelled(table, path), value)
+    try:
+        _spell(table)
+    except UsageError as error:
+        raise UsageError(f"recipe {name}: {error}") from None
     size = table.pop("resize", None)
     if size is not None:
         table["dataset"] = f"{table.get('dataset', '')}{',' if '@' in str(table.get('dataset')) else '@'}resize={size}"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from robench.errors import UsageError
+from robench.files import web_page
 from robench.registry import ATTACKS, DATASETS
 from robench.spec import build
 from robench.statistic import interval
@@ -126,7 +127,10 @@ def load(path: Path) -> tuple[Reference, ...]:
     except OSError as error:
         raise UsageError(f"--reference {path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"--reference {path} is not TOML: {error}") from None
+        page = web_page(path, "figures")
+        raise UsageError(
+            f"--reference {path}: {page}" if page else f"--reference {path} is not TOML: {error}"
+        ) from None
     listed = table.pop(TABLE, [])
     if table or not isinstance(listed, list) or not listed:
         odd = f"it has the key {min(table)!r}" if table else "it has none"

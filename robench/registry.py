@@ -7,17 +7,20 @@ imported until a named object is used, so listing is instant and a plug-in nobod
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import importlib
 import importlib.util
 import re
+import signal
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
-from robench.errors import UsageError, unknown
+from robench.errors import UsageError, first_line, nearest, unknown
 from robench.spec import assignment
 
 _OPTIONS = re.compile(r"(.*?)@(\s*[\w.]+\s*=.*)", re.DOTALL)  # a name may hold an @ that no KEY= follows
@@ -37,6 +40,7 @@ class Entry:
         family: the option that the text after a family name fills.
         version: raised whenever the row's results change, so that old cells are not mistaken for new ones.
         exempt: the laws of `robench.testing` an attack does not obey, each with the reason.
+        aliases: other names of options, as papers or other spellings have them, each with the option it means.
     """
 
     name: str
@@ -47,6 +51,22 @@ class Entry:
     family: str = ""
     version: int = 1
     exempt: Mapping[str, str] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+    def spelled(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Options by their own names, so that whatever they were called, the same settings are the same run.
+
+        Raises:
+            UsageError: if one is given under two names.
+        """
+        found: dict[str, Any] = {}
+        for key, value in options.items():
+            name = self.aliases.get(key, key)
+            if name in found:
+                key = key if key != name else next(k for k in options if self.aliases.get(k) == name)
+                raise UsageError(f"{' and '.join(sorted((key, name)))} are one option of {self.name}: give one of them")
+            found[name] = value
+        return found
 
 
 class Registry:
@@ -104,8 +124,11 @@ class Registry:
         found = _OPTIONS.fullmatch(text)
         name, tail = (found[1], found[2]) if found else (text, "")
         if not found and "@" in text and ":" not in text:
-            assignment(text.partition("@")[2])  # which says what is missing
-        return self._overridden(self._row(name.strip()), dict(pairs(tail)) if tail else {})
+            name, _, tail = text.partition("@")
+            pairs(tail, text)  # which says what is missing
+        if not name.strip():
+            raise UsageError(f"{self.kind} {text!r} has no name: robench list {self.kind}s")
+        return self._overridden(self._row(name.strip()), pairs(tail, text) if tail else {})
 
     def _row(self, name: str) -> Entry:
         if name in self.rows and not self.rows[name].family:
@@ -113,6 +136,9 @@ class Registry:
         if (shorthand := re.fullmatch(r"pgd-(\d+)(?:x(\d+))?", name)) and self.kind == "attack":
             options = {"steps": int(shorthand[1]), "restarts": int(shorthand[2] or 1)}
             return replace(self.rows["pgd"], name=name, options=options)
+        script = name.removesuffix(":")
+        if script.endswith(".py") and ":" not in script:
+            raise UsageError(f"{self.kind} {name!r} is a file: name what stands in it, {_script(script)}")
         if ":" in name:
             prefix, _, rest = name.partition(":")
             family = self.rows.get(f"{prefix}:")
@@ -139,17 +165,68 @@ class Registry:
         try:
             found: Any = _module(module)
             for part in name.split("."):
+                if not hasattr(found, part):
+                    raise UsageError(f"{self.kind} {entry.name!r}: cannot import {_absent(found, part, module)}")
                 found = getattr(found, part)
-        except Exception as error:  # whatever a module from elsewhere does when it is imported
+        except UsageError:
+            raise
+        except (Exception, SystemExit) as error:  # whatever a module from elsewhere does when it is imported
+            if isinstance(error, SystemExit) and error.code == 128 + signal.SIGTERM:
+                raise
+            path = Path(*module.split(".")).with_suffix(".py")
+            there = isinstance(error, ModuleNotFoundError) and path.is_file()
+            guess = f". Did you mean {path}:{name}?" if there else ""
             raise UsageError(
-                f"{self.kind} {entry.name!r}: cannot import {entry.target!r}: {type(error).__name__}: {error}"
+                f"{self.kind} {entry.name!r}: cannot import {module}: {type(error).__name__}: {first_line(error)}{guess}"
             ) from error
         return found
 
 
-def pairs(text: str) -> list[tuple[str, Any]]:
-    """Read `KEY=VALUE,KEY=VALUE`; a comma inside a list or table does not part."""
-    return [assignment(item) for item in _COMMA.split(text)]
+def pairs(text: str, whole: str) -> dict[str, Any]:
+    """Read `KEY=VALUE,KEY=VALUE`; a comma inside a list or table does not part.
+
+    Args:
+        text: what stands behind the `@`.
+        whole: what was typed, for messages.
+
+    Raises:
+        UsageError: for an item that is none, or a key that comes twice.
+    """
+    found: dict[str, Any] = {}
+    for item in _COMMA.split(text):
+        if not item.partition("=")[0].strip() or "=" not in item:
+            name = whole.removesuffix(text).removesuffix("@")
+            raise UsageError(f"{whole}: expected {name}@KEY=VALUE,KEY=VALUE, and {item!r} is no KEY=VALUE")
+        key, value = assignment(item)
+        if key in found:
+            raise UsageError(f"{whole}: {key} is given twice; leave one away")
+        found[key] = value
+    return found
+
+
+def _script(path: str) -> str:
+    """How one names an object of a script, by what it defines; the script is read and not run."""
+    defined: list[str] = []
+    with contextlib.suppress(OSError, SyntaxError, ValueError):
+        for node in ast.parse(Path(path).read_bytes()).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                defined.append(node.name)
+    there = f" (it has {_listed(defined)})" if defined else "" if Path(path).is_file() else ", and it is not there"
+    return f"{path}:{defined[0] if len(defined) == 1 else 'NAME'}{there}"
+
+
+def _absent(module: Any, name: str, where: str) -> str:
+    """What is not in a module or class, and what is."""
+    known = [each for each in vars(module) if not each.startswith("_")] if hasattr(module, "__dict__") else []
+    own = [each for each in known if getattr(getattr(module, each), "__module__", "") == module.__name__]
+    match = nearest(name, known)
+    guess = f" Did you mean {match!r}?" if match else ""
+    there = f" ({where} has {_listed(own)})" if own else ""
+    return f"{name!r}, which is not in {where}.{guess}{there}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def _module(name: str) -> Any:
@@ -179,7 +256,16 @@ METHODS = Registry(
         Entry("rst", "robench.methods.rst:RST", "TRADES with pseudo-labels beside the labels (Carmon et al. 2019)"),
         Entry("simclr", "robench.methods.simclr:SimCLR", "contrastive learning of two views (Chen et al. 2020)"),
         Entry(
-            "rocl", "robench.methods.rocl:RoCL", "contrastive learning against instance-wise attacks (Kim et al. 2020)"
+            "rocl",
+            "robench.methods.rocl:RoCL",
+            "contrastive learning against instance-wise attacks (Kim et al. 2020)",
+            aliases={
+                "lambda": "regularise",
+                "regularize": "regularise",
+                "regularize_to": "regularise_to",
+                "regularize_loss": "regularise_loss",
+                "attack_view": "attack_target",
+            },
         ),
         Entry("supcon", "robench.methods.supcon:SupCon", "contrastive learning of classes (Khosla et al. 2020)"),
         Entry("linear", "robench.methods.linear:Linear", "linear evaluation (LE): a linear head on a frozen encoder"),

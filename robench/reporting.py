@@ -14,14 +14,14 @@ from robench.errors import StoreError
 from robench.ranking import Ranking, ranking
 from robench.reference import Reference
 from robench.results import Failure, Result, Subject, column, safe
-from robench.sameness import NORMS, TOLD_APART, apart, images_of, ordered, place, rank, unproven
+from robench.sameness import NORMS, TOLD_APART, apart, images_of, order, ordered, place, rank, unproven
 from robench.seeds import families
 from robench.suite import Column
 from robench.threat import ThreatModel
 from robench.worst import left
 
 # what tables say of results has one door
-__all__ = ["ABSENT", "DOUBTED", "NORMS", "NOT_MEASURED", "REFERRED", "Doubts", "Table", "accuracy", "apart"]
+__all__ = ["ABSENT", "DOUBTED", "NORMS", "NOT_MEASURED", "REFERRED", "Doubts", "Table", "accuracy", "apart", "order"]
 __all__ += ["caption", "diagnosis_table", "doubts", "failed", "images_of", "marked", "mean_name", "ordered"]
 __all__ += ["place", "ranked", "reasons", "smoothing", "suspicions", "tables", "unproven", "unreliable"]
 ABSENT = "-"
@@ -175,7 +175,7 @@ def _columns(results: Sequence[Result], subjects: Sequence[Subject]) -> list[_Co
     seen = {subject.threat for subject in subjects}
     kinds = sorted(
         {(r.cell.attack, r.cell.threat) for r in results if not r.cell.source},
-        key=lambda c: (c[1] not in seen, NORMS.index(c[1].norm), c[1].eps, rank(c[0]), c[0]),
+        key=lambda c: (c[1] not in seen, *order(c[1]), rank(c[0]), c[0]),
     )
     threats = list(dict.fromkeys(threat for _, threat in kinds))
     made = [_Column(("", "", "clean"), {r.cell.checkpoint: r.clean for r in reversed(results)})]
@@ -307,7 +307,7 @@ def _transfer(
     made = []
     crossed = [r for r in results if r.cell.source]
     kinds = {(r.cell.attack, r.cell.threat) for r in crossed}
-    for attack, threat in sorted(kinds, key=lambda c: (NORMS.index(c[1].norm), c[1].eps, rank(c[0]), c[0])):
+    for attack, threat in sorted(kinds, key=lambda c: (*order(c[1]), rank(c[0]), c[0])):
         part = [r for r in results if (r.cell.attack, r.cell.threat) == (attack, threat)]
         title = f"Black-box transfer, {safe(attack)} at {threat}, {where}"
         made.append(_matrix(title, part, doubted, told, intervals))

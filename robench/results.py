@@ -202,20 +202,24 @@ class Store:
         return read(path) if path.is_file() else None
 
     def put(self, record: Result | Failure) -> None:
-        """Keep a record. A result replaces a failure; the same result may be put twice.
+        """Keep a record. A result replaces a failure; the same result may be put twice, also by two processes at once.
 
         Raises:
-            StoreError: if the cell already has a result with other bits, or the folder cannot be written.
+            StoreError: if the cell already has another result, or the folder cannot be written.
         """
-        there = self.get(record.cell)
-        if isinstance(there, Result):
-            if isinstance(record, Result) and (there.clean, there.robust) != (record.clean, record.robust):
-                raise StoreError(
-                    f"{self.path(record.cell)} holds another result for the same cell: {sum(there.robust)} robust images "
-                    f"there, {sum(record.robust)} now. Move the file away to keep the new one, and find out which is right"
-                )
+        path = self.path(record.cell)
+        content = files.json_bytes(_sealed(record))
+        if not path.exists() and files.write_new(path, content):
             return
-        files.write_json(self.path(record.cell), _sealed(record))
+        with files.alone(path.parent):  # nobody else replaces what is there meanwhile
+            there = self.get(record.cell)
+            if not isinstance(there, Result):
+                files.write(path, content)
+            elif isinstance(record, Result) and (said := differences(there, record)):
+                raise StoreError(
+                    f"{path} holds another result for the same cell: {said}. Move the file away to keep the new one, and find "
+                    "out which is right"
+                )
 
     def records(self) -> Iterator[Result | Failure]:
         """Every record, in the order of its key.
@@ -225,9 +229,35 @@ class Store:
         """
         paths = sorted((self.folder / "cells").glob("*.json"))
         if not paths:
-            raise StoreError(f"no results in {self.folder}: robench evaluate --attack pgd-20, or robench demo")
+            raise nothing(self.folder)
         for path in paths:
             yield read(path)
+
+
+def nothing(folder: Path) -> StoreError:
+    """The error for a folder without results: what it is instead, and what to do."""
+    if folder.is_file():
+        return StoreError(f"no results in {folder}, which is a file: name the folder, such as --results results")
+    if folder.name == "cells" and any(folder.glob("*.json")):
+        return StoreError(f"no results in {folder}, which holds the cells of {folder.parent}: name that folder")
+    return StoreError(f"no results in {folder}: robench evaluate --attack pgd-20, or robench demo")
+
+
+def differences(there: Result, now: Result) -> str:
+    """How two results of one cell contradict each other, in words; nothing if they do not.
+
+    Bits must be the same. Norms may differ by what rounding does on another machine.
+    """
+    counts = f"{sum(there.robust)} robust images there, {sum(now.robust)} now"
+    if (there.clean, there.robust) != (now.clean, now.robust):
+        return counts
+    if (there.norms is None) != (now.norms is None):
+        return f"{counts}, and only one has the norms of single images"
+    for image, (one, other) in enumerate(zip(there.norms or (), now.norms or (), strict=True)):
+        far = math.inf
+        if not math.isclose(far if one is None else one, far if other is None else other, rel_tol=1e-2, abs_tol=1e-6):
+            return f"{counts}, and image {image} is broken at {one} there, at {other} now"
+    return ""
 
 
 def _sealed(record: Result | Failure) -> dict[str, Any]:
@@ -298,10 +328,12 @@ def read(path: Path) -> Result | Failure:
             record = build(Result, table)
             if record.norms is not None and len(record.norms) != count:
                 raise ValueError(f"{len(record.norms)} norms for {count} images")
-        if path.stem != record.cell.key:
-            raise ValueError(f"it describes the cell {record.cell.key}")
     except DAMAGE as error:
         raise StoreError(f"{path} is damaged: {error}. Move it away and evaluate again") from None
+    if path.stem != record.cell.key:
+        raise StoreError(
+            f"{path} describes the cell {record.cell.key}: rename it to {record.cell.key}.json, or move it away"
+        )
     return record
 
 

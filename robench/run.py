@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from robench import files
-from robench.checkpoint import Checkpoint, open_checkpoint
-from robench.errors import StoreError, UsageError
+from robench.checkpoint import Checkpoint, marker, open_checkpoint
+from robench.errors import UsageError
+from robench.protocols import unheard
 from robench.provenance import provenance
 from robench.recipe import Recipe
-from robench.results import DAMAGE
 from robench.spec import digest, plain
 
 
@@ -32,6 +32,7 @@ class Run:
         steps: stop each epoch after that many steps and each stage after one epoch (a smoke run); None for all.
         encoder: a checkpoint whose encoder to start from.
         track: told the figures of every epoch; nothing depends on it.
+        tell: told in words what a person should know while it trains; nothing depends on it.
         compile: whether to compile the encoder, which moves rounding only.
     """
 
@@ -43,6 +44,7 @@ class Run:
     steps: int | None = None
     encoder: Checkpoint | None = None
     track: Callable[[Mapping[str, Any]], None] = field(default=lambda row: None, compare=False)
+    tell: Callable[[str], None] = field(default=unheard, compare=False)
     compile: bool = False
 
     @property
@@ -64,15 +66,10 @@ def finished(run: Run) -> bool:
 
 def holds(run: Run) -> bool:
     """Whether the folder holds this run, finished or not; raises if it holds another."""
-    marker = run.folder / "run.json"
-    if not marker.is_file():
+    there = marker(run.folder)
+    if there is None:
         return False
-    try:
-        there = json.loads(marker.read_bytes())
-        same = there["identity"] == run.identity
-    except DAMAGE:
-        raise StoreError(f"{marker} is damaged; choose another folder with --out") from None
-    if not same:
+    if there["identity"] != run.identity:
         now = _decisive(run)
         changes = _differences(there.get("recipe"), now.pop("recipe"))
         changes += [each for key, value in now.items() if key in there for each in _differences(there[key], value, key)]
@@ -115,7 +112,7 @@ def clear(run: Run) -> None:
 
 def moved(run: Run) -> list[str]:
     """What is not as it was when the run in the folder began, of that which a bit may depend on."""
-    there = json.loads((run.folder / "run.json").read_bytes()).get("provenance", {})
+    there = (marker(run.folder) or {}).get("provenance", {})
     now = provenance(str(run.device), torch.get_num_threads())
     keys = ("robench", "torch", "platform", "device", "threads")
     return [f"{key} {there[key]} then, {now[key]} now" for key in keys if key in there and there[key] != now[key]]
@@ -129,14 +126,12 @@ def _decisive(run: Run) -> dict[str, Any]:
 
 def mark(run: Run) -> None:
     """Write down which run this one is."""
-    files.write_json(
-        run.folder / "run.json",
-        {
-            "identity": run.identity,
-            **_decisive(run),
-            "provenance": provenance(str(run.device), torch.get_num_threads()),
-        },
-    )
+    table = {
+        "identity": run.identity,
+        **_decisive(run),
+        "provenance": provenance(str(run.device), torch.get_num_threads()),
+    }
+    files.write_json(run.folder / "run.json", {**table, "digest": digest(table)})
 
 
 def _differences(old: Any, new: Any, where: str = "") -> list[str]:

@@ -10,7 +10,7 @@ from typing import TypeVar
 from robench.registry import ATTACKS
 from robench.results import Failure, Result, Subject, named, safe, searching
 from robench.spec import digest
-from robench.threat import Norm
+from robench.threat import Norm, ThreatModel
 
 R = TypeVar("R", bound=Result | Failure)
 NORMS = list(Norm)
@@ -112,6 +112,11 @@ def _adaptive(result: Result) -> bool:
 def images_of(result: Result | Failure) -> tuple[str, str, int, int]:
     """What results must share to stand in one table: data set, images, how many, and the seed of the attacks."""
     return result.subject.dataset, result.cell.data, result.cell.count, result.cell.seed
+
+
+def order(threat: ThreatModel) -> tuple[int, float]:
+    """A key that sorts threats as tables list them: by norm, then from small to large."""
+    return NORMS.index(threat.norm), threat.eps
 
 
 def ordered(subjects: Iterable[Subject]) -> list[Subject]:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from robench import files
 from robench.errors import StoreError
-from robench.files import write_json
 from robench.results import DAMAGE
 from robench.spec import build, digest, plain
 
@@ -28,13 +28,9 @@ def put(path: Path, word: str, record: Any) -> Path:
         StoreError: if the file cannot be written.
     """
     table = {"format": FORMAT, "digest": digest(record), word: plain(record)}
-    if not path.is_file() or path.read_bytes() != _bytes(table):
-        write_json(path, table)
+    if not path.is_file() or path.read_bytes() != files.json_bytes(table):
+        files.write_json(path, table)
     return path
-
-
-def _bytes(table: Any) -> bytes:
-    return (json.dumps(table, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
 def read(path: Path, word: str, kind: Callable[..., T], remedy: str) -> T:

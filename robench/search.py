@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from robench.door import frozen
-from robench.errors import UsageError
+from robench.errors import UsageError, first_line
 from robench.models import Nets
 from robench.protocols import Attack
 from robench.twin import Twin
@@ -170,7 +170,6 @@ def check_device(precision: str, device: torch.device) -> None:
             raise RuntimeError("it would only be emulated")
         torch.nn.functional.conv2d(x, torch.ones(1, 1, 3, 3, device=device, dtype=kind)).sum().backward()
     except (RuntimeError, TypeError) as error:
-        said = str(error).strip().splitlines()[0]
         raise UsageError(
-            f"--precision {precision}: device {device.type} has no arithmetic for it ({said}); use float32"
+            f"--precision {precision}: device {device.type} has no arithmetic for it ({first_line(error)}); use float32"
         ) from None

@@ -172,6 +172,8 @@ def run(
     bar = Bar(engine.monitor, todo)
     for folder in (store.folder / "cells", store.folder) if todo else ():
         files.check_writable(folder)
+    if not todo:
+        files.sweep(store.folder)
     waiting = [Desk(engine, job, store, bar, None if within is None else within[job.cell.key]) for job in jobs]
     told: set[str] = set()
     while waiting:

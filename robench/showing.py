@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from robench.caption import accuracy, percent
 from robench.errors import StoreError, UsageError, nearest
-from robench.results import FLAG, Cell, Failure, Result, Subject, named, read, safe
+from robench.results import FLAG, Cell, Failure, Result, Subject, named, nothing, read, safe
 from robench.statistic import interval
 
 
@@ -23,15 +25,16 @@ def find(folder: Path, text: str) -> Result | Failure:
         UsageError: if nothing has that name, or several have.
         StoreError: if the record is damaged.
     """
-    if Path(text).suffix == ".json":
-        if not Path(text).is_file():
-            raise UsageError(
-                f"there is no record {text}: name a key or its beginning, as robench list results shows it"
-            )
-        return read(Path(text))
+    path = Path(text)
+    if path.suffix == ".json" and path.is_file():
+        _check_kind(path)
+        return read(path)
+    if "/" in text or path.suffix == ".json":
+        what = f"{text} is {_kind(path)}" if path.exists() else f"there is no record {text}"
+        raise UsageError(f"{what}: {_NAMED}")
     paths = {path.stem: path for path in sorted((folder / "cells").glob("*.json"))}
     if not paths:
-        raise StoreError(f"no results in {folder}: robench evaluate --attack pgd-20, or robench demo")
+        raise nothing(folder)
     found = [key for key in paths if key.startswith(text)]
     if len(found) > 1:
         listed = ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
@@ -39,10 +42,56 @@ def find(folder: Path, text: str) -> Result | Failure:
     if not found:
         match = nearest(text, paths)
         guess = f" Did you mean {match}?" if match else ""
+        what = f" {text} is {_kind(path)}." if path.exists() else _of_checkpoint(paths.values(), text)
         raise UsageError(
-            f"no cell in {folder} begins {text!r}.{guess} ({len(paths)} cells: robench report --format csv)"
+            f"no cell in {folder} begins {text!r}.{what or guess} ({len(paths)} there: robench list results)"
         )
     return read(paths[found[0]])
+
+
+_NAMED = "name a cell by its key or the beginning of it, as robench list results shows it, or by the path of its record"
+_OTHERS = {  # keys that only such a file has, and what it is
+    "pictures": "a file of adversarial images, which robench report --format html draws",
+    "labels": "a file of the labels of test images, which robench report --table classes reads",
+    "features": "a file of features, which robench plot --kind features draws",
+    "diagnosis": "a diagnosis, which robench report tells of",
+    "stages": "the description of a checkpoint, which robench evaluate attacks",
+    "stop": "a part of an unfinished cell; the robench evaluate that made it goes on",
+}
+
+
+def _check_kind(path: Path) -> None:
+    """Refuse a file that was never a record, as something else than a damaged one.
+
+    Raises:
+        UsageError: saying what it is.
+    """
+    try:
+        table = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return
+    if not isinstance(table, dict) or ({"cell", "kind"} <= table.keys() and "stop" not in table):
+        return
+    what = next((said for key, said in _OTHERS.items() if key in table), "no record of a cell")
+    raise UsageError(f"{path} is {what}: {_NAMED}")
+
+
+def _kind(path: Path) -> str:
+    """What a path is that is no record."""
+    if not path.is_dir():
+        return "a file of another kind"
+    if any((path / f"{kind}.json").is_file() for kind in ("best", "last")):
+        return "a training run"
+    return "a folder of results (--results)" if (path / "cells").is_dir() else "a folder"
+
+
+def _of_checkpoint(paths: Iterable[Path], name: str) -> str:
+    """The cells of a checkpoint that was named in place of one; nothing if no checkpoint here has that name."""
+    found = []
+    with suppress(StoreError):
+        found = [path.stem[:8] for path in paths if read(path).subject.name == name]
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    return f" That is a checkpoint, with the cells {', '.join(found[:3])}{more}." if found else ""
 
 
 def broken(result: Result) -> list[int]:

@@ -81,7 +81,7 @@ def check(settings: Mapping[str, str | int], tasks: int) -> None:
     """Refuse what this cluster would.
 
     Raises:
-        UsageError: where there is no Slurm, no such partition, or no array of that many jobs.
+        UsageError: where there is no Slurm, no such partition, no array of that many jobs, or no such job at all.
     """
     absent = [name for name in ("sbatch", "srun", "squeue", "sinfo", "scontrol") if not _on_path(name)]
     if absent:
@@ -96,7 +96,28 @@ def check(settings: Mapping[str, str | int], tasks: int) -> None:
     if tasks > limit:
         raise UsageError(
             f"this would be an array of {tasks:,} jobs, and the cluster takes {limit:,}: make jobs longer with --minutes, or "
-            "launch fewer cells at once"
+            "launch less at once"
+        )
+    _try(settings)
+
+
+def _try(settings: Mapping[str, str | int]) -> None:
+    """Ask the scheduler whether it would take such a job, without submitting one.
+
+    Raises:
+        UsageError: with what it says.
+    """
+    line = [f"--{key.replace('_', '-')}={value}" for key, value in settings.items()]
+    command = ["sbatch", "--test-only", "--ntasks=1", *line, "--wrap=true"]
+    try:
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)  # noqa: S603
+    except subprocess.TimeoutExpired:
+        raise UsageError(f"Slurm does not answer: sbatch took more than {PATIENCE} s") from None
+    if ran.returncode:
+        asked = " ".join(f"--slurm {key}={value}" for key, value in settings.items())
+        said = " ".join(ran.stderr.replace("sbatch: error: ", "").replace("allocation failure: ", "").split())
+        raise UsageError(
+            f"Slurm would take no such job ({asked or 'no --slurm options'}): {said or 'sbatch --test-only failed'}"
         )
 
 
@@ -106,8 +127,13 @@ def array_limit() -> int:
     return int(found[1]) - 1 if found else 1000
 
 
-def check_shared(path: Path, settings: Mapping[str, str | int]) -> bool:
+def check_shared(path: Path, settings: Mapping[str, str | int], option: str = "--results") -> bool:
     """Whether a node sees a file; asked on the first that is free within half a minute.
+
+    Args:
+        path: of the file.
+        settings: of Slurm, of which those that say where count.
+        option: by which another folder is chosen.
 
     Returns:
         False if no node was free, so that it could not be seen.
@@ -124,8 +150,8 @@ def check_shared(path: Path, settings: Mapping[str, str | int]) -> bool:
         return False
     if "unseen" in ran.stdout:
         raise UsageError(
-            f"a node of the cluster does not see {path.resolve()}: the results folder must be on a disk that all nodes share. "
-            "Choose one with --results"
+            f"a node of the cluster does not see {path.resolve()}: it must be on a disk that all nodes share. Choose another "
+            f"folder with {option}"
         )
     return "seen" in ran.stdout
 

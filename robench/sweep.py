@@ -15,28 +15,29 @@ from typing import Any
 
 import torch
 
-from robench import comparison, publication, reporting, seeds, training
+from robench import comparison, launching, publication, reporting, seeds, training, trainings
 from robench import recipe as recipes
 from robench.attacks import attack_for
 from robench.caption import widest
 from robench.checkpoint import Checkpoint, open_checkpoint
 from robench.errors import UsageError
 from robench.evaluation import Engine, usual_threat
+from robench.handing import Order
 from robench.job import Job
+from robench.launch import Launch, Piece
 from robench.methods import method_for
-from robench.protocols import Monitor, Progress, unwatched
+from robench.protocols import Monitor, Progress, unheard, unwatched
 from robench.recipe import Published, Recipe
 from robench.reporting import ABSENT, Table
 from robench.results import Failure, Result, Store, safe
 from robench.run import Run, finished, holds
-from robench.signals import listening
+from robench.sharing import Ran
+from robench.signals import listening, terminating
 from robench.spec import assignment, digest
 from robench.suite import Column
 from robench.threat import ThreatModel
 
 LONGEST = 120  # characters of a folder's name
-
-Ran = tuple[Job, Result | Failure, bool]
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class Plan:
         data_root: where data sets are kept.
         batch: the most images an attack gets at once.
         encoder: a checkpoint whose encoder every run starts from.
+        tell: told in words what a person should know while it trains.
     """
 
     checkpoints: Path
@@ -99,6 +101,7 @@ class Plan:
     data_root: Path = Path("data")
     batch: int = 500
     encoder: Checkpoint | None = None
+    tell: Callable[[str], None] = unheard
 
     def run(self, point: Point) -> Run:
         """A point as a training run."""
@@ -109,6 +112,7 @@ class Plan:
             device=self.device,
             data_root=self.data_root,
             encoder=self.encoder,
+            tell=self.tell,
         )
 
 
@@ -161,6 +165,9 @@ def grid(name: str, varied: Sequence[Axis]) -> list[Point]:
     Raises:
         UsageError: for keys or values a recipe or its methods do not take, or runs that are the same.
     """
+    varied = [replace(axis, key=recipes.spelled(name, axis.key)) for axis in varied]
+    if twice := [axis.key for axis in varied if sum(axis.key == each.key for each in varied) > 1]:
+        raise UsageError(f"--set {twice[0]} is given under two names: put all values in one, {twice[0]}=VALUE,VALUE")
     points = []
     for texts in itertools.product(*(each.texts for each in varied)):
         pairs = list(zip(varied, texts, strict=True))
@@ -176,8 +183,8 @@ def grid(name: str, varied: Sequence[Axis]) -> list[Point]:
         if setting:
             made = replace(made, name=f"{made.name}-{_words(setting)}")
         points.append(Point(_shortened(made.name, seed), setting, made, seed))
-    if twice := [each.name for each in points if sum(other.name == each.name for other in points) > 1]:
-        raise UsageError(f"the grid has the run {twice[0]} twice: two values of it mean the same")
+    if same := [each.name for each in points if sum(other.name == each.name for other in points) > 1]:
+        raise UsageError(f"the grid has the run {same[0]} twice: two values of it mean the same")
     return points
 
 
@@ -200,9 +207,26 @@ def check(points: Sequence[Point], plan: Plan) -> dict[str, str]:
     return states
 
 
-def run(points: Sequence[Point], plan: Plan, monitor: Monitor = unwatched) -> Iterator[tuple[Point, list[Ran]]]:
-    """Train what is not trained and attack what is not attacked, run after run; yields each with its cells."""
+def run(
+    points: Sequence[Point],
+    plan: Plan,
+    monitor: Monitor = unwatched,
+    order: Order | None = None,
+    tell: Callable[[str], None] = unheard,
+) -> Iterator[tuple[Point, list[Ran]]]:
+    """Train what is not trained and attack what is not attacked; yields each run with its cells.
+
+    Args:
+        points: of the grid.
+        plan: the rest.
+        monitor: told about every step.
+        order: how to hand all training and then all evaluation to other processes; None to do it here, run after run.
+        tell: told how far those are.
+    """
     check(points, plan)
+    if order is not None:
+        yield from _handed_out(points, plan, monitor, order, tell)
+        return
     for number, point in enumerate(points, 1):
         told = _numbered(monitor, f"{number}/{len(points)} ")
         wanted = plan.run(point)
@@ -210,9 +234,39 @@ def run(points: Sequence[Point], plan: Plan, monitor: Monitor = unwatched) -> It
             with listening() as asked:
                 training.train(wanted, monitor=told, asked=asked)
         engine = Engine(plan.device, plan.data_root, plan.batch, told)
-        trained = open_checkpoint(str(wanted.folder), plan.checkpoints)
-        jobs = engine.plan([trained], attacks=plan.attacks, threats=plan.threats, count=plan.count)
-        yield point, list(engine.run(jobs, Store(plan.results)))
+        yield point, list(engine.run(_jobs(engine, plan, point), Store(plan.results)))
+
+
+def work(points: Sequence[Point], plan: Plan, monitor: Monitor, made: Launch, pieces: Sequence[Piece]) -> Iterator[Ran]:
+    """Train or evaluate what this process was handed."""
+    if made.runs:
+        with listening() as asked:
+            trainings.work([plan.run(point) for point in points], made, pieces, plan.checkpoints, monitor, asked)
+        return
+    engine = Engine(plan.device, plan.data_root, plan.batch, monitor)
+    jobs = [job for point in points for job in _jobs(engine, plan, point)]
+    with terminating():
+        yield from launching.work(engine, jobs, Store(plan.results), made, pieces)
+
+
+def _handed_out(
+    points: Sequence[Point], plan: Plan, monitor: Monitor, order: Order, tell: Callable[[str], None]
+) -> Iterator[tuple[Point, list[Ran]]]:
+    with terminating():
+        runs = [plan.run(point) for point in points]
+        trainings.refuse_failed(trainings.hand_out(runs, plan.checkpoints, order, tell))
+        engine = Engine(plan.device, plan.data_root, plan.batch, monitor, tell)
+        own = {point.name: _jobs(engine, plan, point) for point in points}
+        jobs = list({job.cell.key: job for every in own.values() for job in every}.values())
+        ran = {each[0].cell.key: each for each in launching.run(engine, jobs, Store(plan.results), order)}
+    for point in points:
+        yield point, [ran[job.cell.key] for job in own[point.name]]
+
+
+def _jobs(engine: Engine, plan: Plan, point: Point) -> list[Job]:
+    """The cells of a run that is trained."""
+    trained = open_checkpoint(str(plan.run(point).folder), plan.checkpoints)
+    return engine.plan([trained], attacks=plan.attacks, threats=plan.threats, count=plan.count)
 
 
 def table(

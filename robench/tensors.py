@@ -20,7 +20,7 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from robench import files
-from robench.errors import CheckpointError
+from robench.errors import CheckpointError, first_line
 
 SAFE_SINCE = (2, 10)  # the first torch whose weights_only loading has no published way around it (CVE-2026-24747)
 NESTS = ("state_dict", "model_state_dict", "model", "net")  # keys under which others keep their tensors
@@ -144,7 +144,7 @@ def _archive(content: bytes, what: str) -> dict[str, Tensor]:
             warnings.simplefilter("ignore")
             loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # whatever the library makes of a stranger's bytes
-        said = _refusal(names, str(error)) or f"cannot be opened: {_first(error)}; fetch it again"
+        said = _refusal(names, str(error)) or f"cannot be opened: {first_line(error)}; fetch it again"
         raise CheckpointError(f"{what} {said}") from None
     return _tensors(loaded, what, len(content))
 
@@ -225,8 +225,3 @@ def _tensors(loaded: object, what: str, room: int) -> dict[str, Tensor]:
                 "save it with .contiguous()"
             )
     return {key: tensor.detach() for key, tensor in loaded.items()}
-
-
-def _first(error: Exception) -> str:
-    """The first line of an error, or its name."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

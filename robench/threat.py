@@ -67,10 +67,9 @@ class ThreatModel:
         if not dash:
             raise UsageError(f"threat {text!r} has no radius: write NORM-EPS, such as linf-8/255, l2-0.5 or l1-12")
         if head not in set(Norm):
-            match = nearest(head, set(Norm)) or Norm.LINF
-            raise UsageError(
-                f"threat {text!r}: unknown norm {head!r}; did you mean {match}-{tail}? (norms: {', '.join(Norm)})"
-            )
+            match = nearest(head, set(Norm))
+            guess = f"; did you mean {match}-{tail}?" if match and head != "l0" else ""
+            raise UsageError(f"threat {text!r}: unknown norm {head!r}{guess} (norms: {', '.join(Norm)})")
         return cls(Norm(head), number(tail, f"threat {text!r}: eps"))
 
 

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from robench.errors import UsageError, missing, safe_line
+from robench.errors import UsageError, first_line, missing
 from robench.registry import TRACKERS
 from robench.results import Failure, Result, asked, named
 
@@ -191,7 +191,7 @@ class Rows:
         except Exception as error:  # of whatever the service, its library or the network is
             self.started.remove(tracker)
             self.say(
-                f"tracker {type(tracker).__name__} gets nothing more ({type(error).__name__}: {safe_line(error)}); the figures "
+                f"tracker {type(tracker).__name__} gets nothing more ({type(error).__name__}: {first_line(error)}); the figures "
                 f"are in {self.about[1]} all the same"
             )
 

@@ -7,7 +7,7 @@ from the global generator is one of (seed, stage, epoch, step), so a resumed run
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -24,8 +24,10 @@ from robench.attacks.pgd import PGD
 from robench.augment import as_float, augment
 from robench.checkpoint import Checkpoint
 from robench.data import Images, Split
+from robench.device import exhausted, halving, named
 from robench.door import frozen
 from robench.errors import CheckpointError, TrainingError, UsageError
+from robench.gain import Gain
 from robench.keeping import LOOK_EVERY, Health, Keeper, log
 from robench.methods import method_for
 from robench.models import Nets
@@ -59,11 +61,14 @@ def train(run: Run, *, resume: bool = True, monitor: Monitor = unwatched, asked:
     Raises:
         UsageError: for a recipe that cannot be run, or a folder that holds another run, or that another process trains into.
         DataError: if the data is absent.
-        TrainingError: if the loss stops being finite; the last good state stays.
+        TrainingError: if the loss stops being finite, or an attack inside a method gains nothing over an epoch; the last good
+            state stays.
         StoppedError: if it was asked to stop; the same call goes on where it stopped.
         StoreError: if a file cannot be written; what was written before is whole.
     """
     files.check_writable(run.folder.parent)
+    if run.steps and run.recipe.labels < 1:
+        run = _with_labels(run)
     with ExitStack() as held:
         with distributed.first() as leads:
             if leads and run.folder.is_dir():
@@ -80,6 +85,7 @@ def train(run: Run, *, resume: bool = True, monitor: Monitor = unwatched, asked:
 
 def _train(run: Run, resume: bool, monitor: Monitor, asked: Asked, lock: ExitStack) -> Checkpoint:
     check_precision(run.recipe, run.device)
+    parallel.check_compiled(run.compile)
     methods = [method_for(stage.method, stage.options) for stage in run.recipe.stage]
     check_extra(run, methods)
     images = data.load(run.recipe.dataset, Split.TRAIN, run.data_root)
@@ -90,7 +96,8 @@ def _train(run: Run, resume: bool, monitor: Monitor, asked: Asked, lock: ExitSta
     few = data.labelled(kept, run.recipe.labels, run.seed)
     check_stages(run, methods, images)
     for number, (stage, method) in enumerate(zip(run.recipe.stage, methods, strict=True)):
-        parallel.check(number, stage.method, method, min(stage.batch, len(few if method.supervised else kept)))
+        batch = min(stage.batch, len(few if method.supervised else kept))
+        parallel.check(number, stage.method, method, batch, stage.accumulate)
     spare = _spare(run, kept, few) if any(map(pseudo_share, methods)) else kept.pixels[:0]
     nets = _initial_nets(run, images)
     _with_heads(run, nets, methods[0], State(), images)  # which may be refused, so before anything is written
@@ -113,19 +120,31 @@ def _train(run: Run, resume: bool, monitor: Monitor, asked: Asked, lock: ExitSta
         if optimiser_state is not None:
             optimiser.load_state_dict(optimiser_state)
             optimiser_state = None
-        keeper = Keeper(run, nets, optimiser, state, images, asked)
+        keeper = Keeper(run, nets, optimiser, state, images, asked, _on_an_encoder(run, methods, state.stage))
         try:
             _run_stage(run, nets, stage, method, sets, keeper, learning, monitor)
-        except torch.OutOfMemoryError as error:
-            raise TrainingError(
-                f"stage {state.stage} ({stage.method}) does not fit into the memory of {run.device} with {stage.batch} images a "
-                f"step: --set stage.{state.stage}.batch={max(stage.batch // 2, 1)}, which is another run, so with another --out"
-            ) from error
+        except (RuntimeError, MemoryError) as error:
+            if not exhausted(error):
+                raise
+            raise TrainingError(_too_large(run, stage, state.stage, method)) from error
         state.next_stage()
     with distributed.first() as leads:
         if leads:
             files.remove(states.path_of(run))
     return checkpoint.open_checkpoint(str(run.folder), run.folder.parent)
+
+
+def _with_labels(run: Run) -> Run:
+    """A smoke run whose share of labels leaves every class an image, which on a few images takes more than on many."""
+    kept, _ = data.hold_out(data.load(run.recipe.dataset, Split.TRAIN, run.data_root), run.recipe.validation)
+    smallest = data.smallest_class(kept)
+    if not smallest or round(run.recipe.labels * smallest):
+        return run
+    run.tell(
+        f"labels={run.recipe.labels:g} leaves a class of {kept.name} without an image; this smoke run uses "
+        f"{1 / smallest:.4g}: one image of the smallest class"
+    )
+    return replace(run, recipe=replace(run.recipe, labels=1 / smallest))
 
 
 def _open_folder(run: Run, resume: bool, lock: ExitStack) -> None:
@@ -138,6 +157,26 @@ def _open_folder(run: Run, resume: bool, lock: ExitStack) -> None:
         clear(run)
     if not holds(run):
         mark(run)
+
+
+def _too_large(run: Run, stage: Stage, number: int, method: Method) -> str:
+    """What to say when a step does not fit into memory.
+
+    Nothing is halved behind one's back: batch statistics, and of some methods the loss, are of the images that pass at once.
+    """
+    parts, fewest = stage.accumulate, getattr(method, "fewest", 1)
+    said = (
+        f"stage {number} ({stage.method}) does not fit into the memory of {run.device} with {stage.batch} images a step"
+        + (f" in {parts} parts" if parts > 1 else "")
+    )
+    ways = []
+    if fewest == 1 and not getattr(method, "exact", False) and stage.batch >= 2 * parts:
+        ways.append(f"--set stage.{number}.accumulate={2 * parts} takes the same images in {2 * parts} parts")
+    if stage.batch // 2 >= max(fewest, parts):
+        ways.append(f"--set stage.{number}.batch={stage.batch // 2} takes fewer")
+    if not ways:
+        return f"{said}, and it cannot be fewer: take a smaller --model, or a device with more memory"
+    return f"{said}. {', or '.join(ways)}: another run, so with another --out"
 
 
 def _spare(run: Run, kept: Images, few: Images) -> Tensor:
@@ -277,7 +316,7 @@ def _reached(run: Run, kept: Images, state: State, row: Mapping[str, Any], arith
         shape=kept.shape,
         sha256="",
         metrics={key: value for key, value in row.items() if isinstance(value, float)},
-        provenance=provenance(str(run.device), torch.get_num_threads())
+        provenance=provenance(named(run.device), torch.get_num_threads())
         | arithmetic.told
         | ({"processes": distributed.world()} if distributed.world() > 1 else {}),
         cost=(*_before(run), *state.cost),
@@ -288,7 +327,13 @@ def _before(run: Run) -> tuple[Mapping[str, float], ...]:
     """What the encoder that a run starts from has cost; a stage whose cost nobody knows makes the sum unknown too."""
     if run.encoder is None:
         return ()
-    return run.encoder.cost or ({},)
+    return run.encoder.spent or ({},)
+
+
+def _on_an_encoder(run: Run, methods: Sequence[Method], stage: int) -> bool:
+    """Whether a stage puts a head on an encoder that was given, or that an earlier stage trained without one."""
+    before = run.encoder is not None or any("head" not in method.trains for method in methods[:stage])
+    return "head" in methods[stage].trains and before
 
 
 def _due(stage: Stage, epoch: int, last: bool) -> bool:
@@ -317,17 +362,18 @@ def _run_epoch(
         nets.named(name).train()
     taken = min(steps, run.steps or steps)
     began, start = time.perf_counter(), state.step
-    health = Health(run, stage, state)
+    health, gain = Health(run, stage, state), Gain(run, stage, state)
     for step in range(start, taken):
         _seed(run, state)
         parts = [
             partial(_batch, run, stage, method, kept, state, ids)
-            for ids in distributed.own(order[step]).chunk(stage.accumulate)
+            for ids in map(distributed.own, order[step].chunk(stage.accumulate))
         ]
         optimiser.rate(state.epoch + (step + 1) / steps)
         for name, term in optimiser.step(method, nets, parts, at, health.note).items():
             state.totals[name] = state.totals[name] + term if name in state.totals else term
         state.step = step + 1
+        gain.note()
         done = state.step - start
         if done == 1 < taken - start:
             began = time.perf_counter()  # the first step also warms up
@@ -344,7 +390,9 @@ def _run_epoch(
             keeper.counted = state.step
             keeper.save()
     health.check(nets)
-    return {name: (total / taken).item() for name, total in state.totals.items()}
+    means = {name: (total / taken).item() for name, total in state.totals.items()}
+    gain.check(means)
+    return means
 
 
 def _seed(run: Run, state: State) -> None:
@@ -412,7 +460,17 @@ def _batch(run: Run, stage: Stage, method: Method, kept: Images, state: State, i
 
 
 def validate(nets: Nets, held: Images, threat: ThreatModel | None, *, seed: int, batch: int = 500) -> dict[str, float]:
-    """Accuracy on the validation split, clean and (given a threat) under PGD-10; as fractions."""
+    """Accuracy on the validation split, clean and (given a threat) under PGD-10; as fractions.
+
+    Where `batch` images do not fit into memory, fewer pass at once, the same images with the same noise; then `images
+    validated at once` says how many.
+    """
+    most = min(batch, len(held))
+    found, at_once = halving(lambda batch: _validated(nets, held, threat, seed, batch), most)
+    return found if at_once == most else {**found, "images validated at once": float(at_once)}
+
+
+def _validated(nets: Nets, held: Images, threat: ThreatModel | None, seed: int, batch: int) -> dict[str, float]:
     clean = robust = 0
     with frozen(nets):
         for first in range(0, len(held), batch):

@@ -3,7 +3,7 @@
 It shares the storage of every weight and running statistic, asks for no weight gradient, is in eval mode whatever the
 networks are in, and its batch normalisations are folded into the convolutions before them. In eval mode a normalisation is an
 affine map with constants, so folding changes logits and gradients by rounding alone. With the statistics of the batch it is
-none: there the networks themselves are asked.
+none: there the networks themselves are asked. On a CPU wide convolutions of 3x3 may be done in tiles (`robench.winograd`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 
 from robench.door import frozen
 from robench.models import Encoder, Nets, Stem
+from robench.winograd import Tiled, Workspace, fits, pays
 
 Adapt = Callable[[nn.Module], nn.Module]
 
@@ -46,20 +47,27 @@ class Twin:
         nets: whose weights it follows.
         fold: whether to fold normalisations, where the encoder can be traced.
         adapt: makes of its encoder what is asked, such as a compiled one.
+        tile: do folded convolutions in tiles where that pays. How logits are rounded then depends on the batch, which
+            training may and a search, whose answers must not, may not.
 
     Attributes:
         nets: the twin itself.
         folds: how many normalisations are folded.
+        tiles: how many of the convolutions are done in tiles.
     """
 
-    def __init__(self, nets: Nets, *, fold: bool = True, adapt: Adapt = lambda encoder: encoder) -> None:
+    def __init__(
+        self, nets: Nets, *, fold: bool = True, adapt: Adapt = lambda encoder: encoder, tile: bool = False
+    ) -> None:
         shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in nets.parameters()}
         shared |= {id(buffer): buffer for buffer in nets.buffers()}
+        shared[id(nets.counter)] = nets.counter
         assert nets.twin is None
         self.nets: Nets = copy.deepcopy(nets, shared).eval()
-        encoder = folded(self.nets.encoder, nets.precision) if fold else self.nets.encoder
+        encoder = folded(self.nets.encoder, nets.precision, tile=tile) if fold else self.nets.encoder
         self._convolutions = [module for module in encoder.modules() if isinstance(module, Folded)]
         self.folds = len(self._convolutions)
+        self.tiles = sum(convolution.tiled is not None for convolution in self._convolutions)
         self.nets.encoder = cast(Encoder, adapt(encoder))
 
     @torch.no_grad()
@@ -77,12 +85,18 @@ class Folded(nn.Module):
         convolution: whose weights to follow.
         norm: what follows it.
         precision: of its own weights; those of a stem stay float32.
+        workspace: to do it in tiles, where that pays.
+
+    Attributes:
+        tiled: what does it in tiles.
     """
 
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, convolution: nn.Conv2d, norm: nn.BatchNorm2d, precision: torch.dtype) -> None:
+    def __init__(
+        self, convolution: nn.Conv2d, norm: nn.BatchNorm2d, precision: torch.dtype, workspace: Workspace | None = None
+    ) -> None:
         super().__init__()
         self._sources = convolution, norm  # in a tuple, so that they are no parts of this module
         self.stem = isinstance(convolution, Stem)
@@ -90,6 +104,8 @@ class Folded(nn.Module):
         kind = like.dtype if self.stem or precision is torch.float32 else precision
         self.register_buffer("weight", torch.empty_like(like, dtype=kind))
         self.register_buffer("bias", torch.empty(len(like), dtype=kind, device=like.device))
+        plain = workspace is not None and kind is torch.float32 and not self.stem and pays(convolution)
+        self.tiled = Tiled(workspace) if workspace is not None and plain else None
         self.refresh()
 
     @torch.no_grad()
@@ -103,6 +119,8 @@ class Folded(nn.Module):
         before = -norm.running_mean if convolution.bias is None else convolution.bias - norm.running_mean
         self.weight.copy_(convolution.weight * scale[:, None, None, None])
         self.bias.copy_(before * scale if norm.bias is None else before * scale + norm.bias)
+        if self.tiled is not None:
+            self.tiled.refresh(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve, as a stem in float32."""
@@ -112,11 +130,13 @@ class Folded(nn.Module):
             return self._convolve(x)
 
     def _convolve(self, x: Tensor) -> Tensor:
+        if self.tiled is not None and fits(x):
+            return self.tiled(x, self.bias)
         like = self._sources[0]
         return F.conv2d(x, self.weight, self.bias, like.stride, like.padding, like.dilation, like.groups)
 
 
-def folded(encoder: nn.Module, precision: torch.dtype = torch.float32) -> nn.Module:
+def folded(encoder: nn.Module, precision: torch.dtype = torch.float32, *, tile: bool = False) -> nn.Module:
     """An encoder in eval mode with its normalisations folded; itself where it cannot be traced or has nothing to fold.
 
     Only a normalisation whose sole input is a convolution that nobody else reads is folded, and only where each is called
@@ -125,6 +145,7 @@ def folded(encoder: nn.Module, precision: torch.dtype = torch.float32) -> nn.Mod
     Args:
         encoder: in eval mode, parameters frozen.
         precision: of the folded weights.
+        tile: do wide convolutions in tiles.
     """
     try:
         graph = _Tracer().trace(encoder)
@@ -133,13 +154,14 @@ def folded(encoder: nn.Module, precision: torch.dtype = torch.float32) -> nn.Mod
     modules = dict(encoder.named_modules())
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
     parts: dict[str, Any] = {}
+    workspace = Workspace() if tile else None
     for node in list(graph.nodes):
         before = node.args[0] if node.op == "call_module" and node.args else None
         if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) != 1:
             continue
         convolution, norm = modules[str(before.target)], modules[str(node.target)]
         if _foldable(convolution, norm) and calls[before.target] == calls[node.target] == 1:
-            parts[str(before.target)] = Folded(convolution, norm, precision)
+            parts[str(before.target)] = Folded(convolution, norm, precision, workspace)
             node.replace_all_uses_with(before)
             graph.erase_node(node)
     if not parts:

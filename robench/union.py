@@ -9,13 +9,13 @@ from robench.diagnosis import Diagnosis
 from robench.errors import StoreError
 from robench.rendering.csv import as_csv
 from robench.reporting import (
-    NORMS,
     Doubts,
     Table,
     accuracy,
     apart,
     doubts,
     marked,
+    order,
     ordered,
     unproven,
     unreliable,
@@ -105,7 +105,7 @@ def _by_seed(result: Result) -> Result:
 
 def _of(own: Sequence[Result]) -> list[Union]:
     """The unions of one checkpoint."""
-    threats = sorted({r.cell.threat for r in own}, key=lambda threat: (NORMS.index(threat.norm), threat.eps))
+    threats = sorted({r.cell.threat for r in own}, key=order)
     made = []
     for threat in threats:
         part = _named([r for r in own if r.cell.threat == threat])
@@ -131,8 +131,8 @@ def _named(results: Sequence[Result]) -> dict[str, Result]:
 
 def _union(any_of: Result, threat: ThreatModel | None, bits: dict[str, Bits], sets: dict[str, frozenset[int]]) -> Union:
     lone = alone(sets)
-    order = sorted(sets, key=lambda name: (-len(sets[name]), name)) if threat else list(sets)
-    members = tuple(Member(name, bits[name], sets[name], lone[name]) for name in order)
+    ranked = sorted(sets, key=lambda name: (-len(sets[name]), name)) if threat else list(sets)
+    members = tuple(Member(name, bits[name], sets[name], lone[name]) for name in ranked)
     return Union(any_of.subject, _images(any_of), threat, members, any_of.clean, left(bits.values()))
 
 

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from robench import data
 from robench.data import Images, Split
+from robench.data.npz import unreadable
+from robench.device import halving
 from robench.door import frozen
 from robench.errors import DataError
 from robench.models import Nets
@@ -68,7 +70,7 @@ def _file(path: str) -> Tensor:
     except KeyError:
         raise DataError(f"{path} holds no array `image`; save one with numpy.savez(FILE, image=...)") from None
     except (OSError, ValueError, TypeError, EOFError, BadZipFile) as error:
-        raise DataError(f"{path} cannot be read as a file of numpy.savez: {error}") from None
+        raise DataError(unreadable(Path(path), error)) from None
     if image.dtype != np.uint8 or image.ndim not in (3, 4) or not len(image):
         raise DataError(
             f"{path}: `image` must be uint8 (images, height, width, channels), not {image.dtype} {image.shape}"
@@ -78,11 +80,13 @@ def _file(path: str) -> Tensor:
 
 def pseudo_labels(nets: Nets, pixels: Tensor, batch: int = 500) -> Tensor:
     """The class a classifier gives each image, (n,), int64, on the CPU."""
-    found = []
     with frozen(nets), torch.no_grad():
-        for part in pixels.split(batch):
-            found.append(nets(part.to(torch.float32).div_(255)).argmax(1).cpu())
-    return torch.cat(found)
+        return halving(
+            lambda count: torch.cat(
+                [nets(part.to(torch.float32).div_(255)).argmax(1).cpu() for part in pixels.split(count)]
+            ),
+            batch,
+        )[0]
 
 
 def mixed(few: Images, pixels: Tensor, labels: Tensor, *, share: float, whole: int) -> Mixed:

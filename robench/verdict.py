@@ -15,13 +15,14 @@ import numpy
 import torch
 from torch import Tensor, nn
 
+from robench.device import exhausted
 from robench.door import Door, frozen
 from robench.errors import AttackError
 from robench.geometry import exact_norm, inside, per_image
 from robench.inputs import check_images
 from robench.losses import cross_entropy, log_odds
 from robench.noise import ImageGenerator, seed_of
-from robench.outputs import STILL, Unrest, suspicious, unrest
+from robench.outputs import STILL, Unrest, inner_gradients, suspicious, unrest
 from robench.part import mean_note
 from robench.protocols import Attack, Classifier
 from robench.results import FLAG
@@ -197,7 +198,7 @@ def white_box(
 
 
 def probe(model: nn.Module, x: Tensor, y: Tensor, classes: int, batch: int = 500) -> Probe:
-    """Look at a model on a few images: randomness, probabilities, zero gradients, neighbours.
+    """Look at a model on a few images: randomness, probabilities, zero gradients, neighbours, gradients inside a pass.
 
     Randomness is looked for on the first and the last of the images, since a model may count those it has seen.
 
@@ -231,6 +232,10 @@ def probe(model: nn.Module, x: Tensor, y: Tensor, classes: int, batch: int = 500
         found.append(("", "an image's logits depend on the other images of its batch"))
     found += [("G15", text)] if (text := suspicious(logits)) else []
     found += _gradients(door, x, y)
+    if calls := inner_gradients(model, x[:16]):
+        found.append(
+            ("G14", f"the forward pass computes {calls} gradients of its own, which hides what the model answers to")
+        )
     return Probe(False, tuple(dict.fromkeys(f"{FLAG}{text}" for _, text in found)), tuple(found), seen, entangled)
 
 
@@ -238,9 +243,9 @@ def _first_pass(door: Door, x: Tensor) -> Tensor:
     """The logits of clean images, where a model that wants other images says so."""
     try:
         logits: Tensor = door(x)
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
+        if exhausted(error):
+            raise
         raise AttackError(
             f"the model stopped on clean images {tuple(x.shape)} {x.dtype}: {type(error).__name__}: {error}"
         ) from error
@@ -255,11 +260,11 @@ def _gradients(door: Door, x: Tensor, y: Tensor) -> list[tuple[str, str]]:
             logits = door(x)
             slope = torch.autograd.grad(log_odds(logits, y).sum(), x, retain_graph=True)[0].flatten(1).abs().amax(1)
             usual = torch.autograd.grad(cross_entropy(logits, y).sum(), x)[0].flatten(1).abs().amax(1)
-    except torch.OutOfMemoryError:
-        if len(x) == 1:
-            raise
-        return _gradients(door, x[: len(x) // 2], y[: len(x) // 2])
-    except RuntimeError:
+    except (RuntimeError, MemoryError) as error:
+        if exhausted(error):
+            if len(x) == 1:
+                raise
+            return _gradients(door, x[: len(x) // 2], y[: len(x) // 2])
         return [("G2", "the model has no gradient; only black-box attacks and transfer say anything about it")]
     clean = logits.detach().argmax(1) == y
     count = max(1, int(clean.sum()))

@@ -17,11 +17,12 @@ from robench import diagnosis, exhibits, files
 from robench.errors import RobenchError, StoreError
 from robench.part import Part, held, unfinished
 from robench.reporting import Table, apart, images_of
-from robench.results import DAMAGE, FLAG, Failure, Result, asked, column, named, read, safe
+from robench.results import DAMAGE, FLAG, Failure, Result, asked, column, differences, named, nothing, read, safe
+from robench.signs import LOOKS, signs
 
 MANIFEST = "tables.json"
 TOLERANCE = 1e-4  # beyond eps, relative: what the rounding of float32 sums may add
-OPTIONS = ("form", "table", "dataset", "intervals", "attack", "threat", "source", "seed", "reference")
+OPTIONS = ("form", "table", "dataset", "intervals", "attack", "threat", "source", "seed", "reference", "by", "unit")
 
 Render = Callable[[Sequence[Result | Failure], Mapping[str, str | None]], str]
 
@@ -58,7 +59,7 @@ def verify(folder: Path, checkpoints: Path | None = None) -> tuple[list[Check], 
     """
     paths = sorted(folder.glob("cells/**/*.json"))
     if not paths and not unfinished(folder)[0]:
-        raise StoreError(f"no results in {folder}: robench evaluate --attack pgd-20, or robench demo")
+        raise nothing(folder)
     opened, damaged = _opened(paths)
     records = [record for _, record in opened]
     results = [record for record in records if isinstance(record, Result)]
@@ -69,6 +70,7 @@ def verify(folder: Path, checkpoints: Path | None = None) -> tuple[list[Check], 
         Check("one value for each cell", len(opened), tuple(_doubled(opened))),
         Check("failed cells", len(failures), said=tuple(f"{_label(f)}: {f.reason}" for f in failures)),
         Check("flags", len(results), said=tuple(f"{_label(r)}: {FLAG}{flag}" for r in results for flag in r.flags)),
+        Check("indicators in the results", len(results), said=tuple(_signs(results))),
         Check("the grid is complete", len(results), said=tuple(absent(results))),
         _unfinished(folder),
         _diagnoses(folder),
@@ -78,6 +80,16 @@ def verify(folder: Path, checkpoints: Path | None = None) -> tuple[list[Check], 
     if checkpoints is not None:
         checks.append(_weights(results, checkpoints))
     return checks, records
+
+
+def _signs(results: Sequence[Result]) -> list[str]:
+    """What the bits of several attacks say of a model, beside the flags."""
+    return [
+        f"{each.name} at {each.threat}: {row.verdict} {row.id} {row.name}: {row.reason}"
+        for each in signs(results)
+        for row in each.rows
+        if row.verdict in ("fail", "suspect") and row.id not in LOOKS
+    ]
 
 
 def inconsistent(result: Result) -> list[str]:
@@ -206,9 +218,8 @@ def _doubled(opened: Iterable[tuple[Path, Result | Failure]]) -> list[str]:
         if not isinstance(record, Result):
             continue
         other, there = first.setdefault(record.cell.key, (path, record))
-        if (there.clean, there.robust) != (record.clean, record.robust):
-            counts = f"{sum(there.robust)} and {sum(record.robust)} robust images"
-            wrong.append(f"{other} and {path} hold different results for one cell: {counts}")
+        if said := differences(there, record):
+            wrong.append(f"{other} and {path} hold different results for one cell: {said}")
     return wrong
 
 
@@ -233,11 +244,11 @@ def _diagnoses(folder: Path) -> Check:
 
 
 def _exhibits(folder: Path, results: Sequence[Result]) -> Check:
-    """Labels, pictures and features beside the cells: whether they can be read, and fit some cell."""
+    """Labels, pictures, features and costs of training beside the cells: whether they can be read, and fit some cell."""
     try:
         found = exhibits.load(folder)
     except StoreError as error:
-        return Check("labels, pictures, features", 0, (str(error),))
+        return Check("what lies beside the cells", 0, (str(error),))
     counts = {r.cell.data: r.cell.count for r in results}
     cells = {r.cell.key: r for r in results}
     wrong = [
@@ -251,8 +262,8 @@ def _exhibits(folder: Path, results: Sequence[Result]) -> Check:
             numbers += [e.number for e in each.examples if e.number < cell.cell.count and cell.robust[e.number]]
             wrong += [f"pictures of {each.cell}: image {number} is not broken there" for number in numbers]
     said = [f"pictures of {each.cell}, which is not here" for each in found.pictures if each.cell not in cells]
-    looked = len(found.labels) + len(found.pictures) + len(found.embeddings)
-    return Check("labels, pictures, features", looked, tuple(wrong), tuple(said))
+    looked = len(found.labels) + len(found.pictures) + len(found.embeddings) + len(found.training)
+    return Check("what lies beside the cells", looked, tuple(wrong), tuple(said))
 
 
 def _leftovers(folder: Path) -> Check:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from robench.errors import CheckpointError, UsageError, missing, nearest, safe_line
+from robench.errors import CheckpointError, UsageError, first_line, missing, nearest
 from robench.fitting import sniff
 
 
@@ -118,7 +118,7 @@ def robustbench_model(
         if file.is_file():
             sniff(file)  # a download that was refused
         raise CheckpointError(
-            f"robustbench:{name} ({dataset}, {threat_model}) cannot be loaded: {type(error).__name__}: {safe_line(error)}"
+            f"robustbench:{name} ({dataset}, {threat_model}) cannot be loaded: {type(error).__name__}: {first_line(error)}"
         ) from error
     return made
 

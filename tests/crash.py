@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import subprocess
 import sys
 import traceback
 import warnings
@@ -56,6 +57,29 @@ def killed(action: Callable[[], object], at: int | None = None, after: float | N
     return False
 
 
+@contextmanager
+def mounted(folder: Path, options: str) -> Iterator[Callable[[str], None]]:
+    """A file system of its own at a folder, which is a real limit also for a process that may do everything.
+
+    Args:
+        folder: where.
+        options: `ro`, or `size=64k`.
+
+    Yields:
+        What changes the options.
+    """
+    folder.mkdir(exist_ok=True)
+    ran = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, text=True, check=False
+    )
+    if ran.returncode:
+        pytest.skip(f"no file system can be mounted here: {ran.stderr.strip()}")
+    try:
+        yield lambda options: subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], check=True) and None
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
 @dataclass
 class Disk:
     """What was done to the files below a folder, in order: names of directories point to numbered files.
@@ -78,7 +102,8 @@ class Disk:
         self.before = {str(path.relative_to(self.root)): path.read_bytes() for path in _files(self.root)}
         handles: dict[int, Any] = {}
         numbers = itertools.count(len(self.before))
-        real = {name: getattr(os, name) for name in ("open", "write", "fsync", "replace", "unlink", "mkdir", "close")}
+        names = ("open", "write", "fsync", "replace", "rename", "link", "unlink", "mkdir", "close")
+        real = {name: getattr(os, name) for name in names}
 
         def inside(path: Any) -> str | None:
             place = Path(os.fsdecode(path)).absolute()
@@ -113,6 +138,16 @@ class Disk:
             if (name := inside(source)) is not None:
                 note("rename", name, inside(target))
 
+        def renamed(source: Any, target: Any, **named: Any) -> None:
+            real["rename"](source, target, **named)
+            if (name := inside(source)) is not None:
+                note("rename", name, inside(target))
+
+        def linked(source: Any, target: Any, **named: Any) -> None:
+            real["link"](source, target, **named)
+            if (name := inside(source)) is not None:
+                note("link", name, inside(target))
+
         def removed(path: Any, **named: Any) -> None:
             real["unlink"](path, **named)
             if (name := inside(path)) is not None:
@@ -128,7 +163,7 @@ class Disk:
             real["close"](handle)
 
         with monkeypatch.context() as patched:
-            fakes = (opened, written, synced, replaced, removed, made, closed)
+            fakes = (opened, written, synced, replaced, renamed, linked, removed, made, closed)
             for name, fake in zip(real, fakes, strict=True):
                 patched.setattr(os, name, fake)
             yield self
@@ -201,6 +236,8 @@ def _change(what: str, where: str, names: Mapping[str, int], rest: list[Any]) ->
         return {where: rest[0]}
     if what == "remove":
         return {where: None}
+    if what == "link":
+        return {rest[0]: names[where]}
     return {rest[0]: names[where], where: None}
 
 

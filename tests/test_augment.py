@@ -114,6 +114,11 @@ def test_hue_turns_as_in_torchvision(turns: list[float], seed: int) -> None:
     assert (augment.rotate_hue(x, turn) - one_by_one(reference.adjust_hue, x, turn)).abs().max() <= 1e-5
 
 
+def test_a_gradient_goes_through_the_hue() -> None:
+    x = images(2)[:, :, :3, :3].double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: augment.rotate_hue(x, torch.tensor([0.2, -0.3]).double()), x)
+
+
 @pytest.mark.parametrize("turn", [0.0, 0.1, -0.3, 0.5])
 def test_hue_of_pure_and_grey_colours(turn: float) -> None:
     # ties between channels are where formulas for hue go wrong

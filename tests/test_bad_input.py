@@ -11,6 +11,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from robench.attacks import attack_for
+from robench.device import exhausted
 from robench.door import SMALLEST
 from robench.errors import AttackError, DataError, UsageError
 from robench.protocols import Attack
@@ -359,6 +360,30 @@ def test_images_that_do_not_fit_go_in_smaller_batches(attack: str, most: int) ->
     # fewer than 16 images are summed in another order, which may turn a verdict at the edge
     assert count(found.robust != plain(attack).robust) <= (0 if most >= SMALLEST else 1)
     assert any(note.startswith("out of memory: went on with") for note in crafted.notes)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), MemoryError()],
+    ids=lambda error: type(error).__name__,
+)
+@every_attack
+def test_what_does_not_fit_on_a_cpu_goes_in_smaller_batches_too(attack: str, error: Exception) -> None:
+    def answer(inner: nn.Module, x: Tensor) -> Tensor:
+        if len(x) > 16:
+            raise error
+        logits: Tensor = inner(x)
+        return logits
+
+    assert torch.equal(run(Around(answer), attack).robust, plain(attack).robust)
+
+
+def test_what_this_torch_says_when_memory_is_short_is_known() -> None:
+    with pytest.raises(RuntimeError, match="allocate") as caught:
+        torch.zeros(2**45)
+    assert exhausted(caught.value)
+    assert not exhausted(RuntimeError("shapes differ"))
+    assert not exhausted(ValueError("DefaultCPUAllocator: can't allocate memory"))
 
 
 @every_attack

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,14 @@ import pytest
 from robench import recipe
 from robench.checkpoint import Checkpoint
 from robench.cli.training import SMOKE_BATCH, SMOKE_STEPS
+from robench.errors import DataError
 from robench.methods import method_for
 from robench.methods.rocl import RoCL
 from robench.protocols import Progress
+from robench.publication import nearness
 from robench.run import Run
+from robench.suite import Column
+from robench.threat import ThreatModel
 from robench.training import FULL, smoke, train
 
 # supervised; semi-supervised; self-supervised; on a self-supervised encoder
@@ -27,11 +32,12 @@ SUFFIXES = {
 }
 
 
-def small(name: str, folder: Path, told: list[Progress], encoder: Checkpoint | None = None) -> Checkpoint:
-    """What `robench train NAME --dataset digits --smoke` does, with a network of few weights."""
-    found = recipe.load(name, [("dataset", "digits"), ("model", "cnn@width=2")])
-    found = dataclasses.replace(found, labels=max(found.labels, 0.1))  # 1 % of 38 digits a class is none
-    run = Run(smoke(found, SMOKE_BATCH), folder, steps=SMOKE_STEPS, encoder=encoder)
+def small(
+    name: str, folder: Path, told: list[Progress], encoder: Checkpoint | None = None, model: str = "cnn@width=2"
+) -> Checkpoint:
+    """What `robench train NAME --dataset digits --smoke` does, with a network of few weights or the recipe's own."""
+    changes = [("dataset", "digits")] + ([("model", model)] if model else [])
+    run = Run(smoke(recipe.load(name, changes), SMOKE_BATCH), folder, steps=SMOKE_STEPS, encoder=encoder)
     return train(run, monitor=told.append)
 
 
@@ -42,6 +48,33 @@ def test_every_recipe_runs_on_digits_in_small(name: str, tmp_path: Path) -> None
     assert made.stages == len(made.recipe.stage)
     assert all(progress.values[FULL] for progress in {p.task: p for p in told}.values())
     made.load()
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", recipe.names())
+def test_every_recipe_runs_on_digits_with_the_network_it_names(name: str, tmp_path: Path) -> None:
+    made = small(name, tmp_path / "run", [], model="")
+    assert made.recipe.model == recipe.load(name).model
+    assert made.stages == len(made.recipe.stage)
+
+
+@pytest.mark.parametrize("name", ["finetune-at", "linear-labels-1", "standard-resnet50"])
+def test_the_command_line_runs_a_recipe_on_digits_with_the_network_it_names(
+    name: str, tmp_path: Path, run_cli: Callable[..., tuple[int, str, str]]
+) -> None:
+    code, _, err = run_cli(
+        "train", name, "--dataset", "digits", "--smoke", "--checkpoints", tmp_path, "--device", "cpu"
+    )
+    assert code == 0, err
+    assert f"{recipe.load(name).model} on digits" in err
+    smallest = "labels=0.01 leaves a class of digits without an image; this smoke run uses 0.02"
+    assert (smallest in err) == (name == "linear-labels-1")
+    assert (tmp_path / f"{name}-digits-smoke" / "last.json").is_file()
+
+
+def test_a_full_run_still_refuses_a_share_that_leaves_a_class_empty(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"labels=0\.01 leaves no image of class \d of digits"):
+        train(Run(recipe.load("linear-labels-1", [("dataset", "digits"), ("model", "cnn@width=2")]), tmp_path / "run"))
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -80,6 +113,11 @@ def test_every_row_of_table_1_has_a_recipe_for_each_data_set_and_network(name: s
         ("robust-linear-cifar100", "table 8", "CW", "", 0.4477),
         ("finetune-at-ss-resnet50", "table 1, ResNet-50", "PGD-20", "linf-8/255", 0.5244),
         ("transfer-cifar100", "table 3", "PGD-20", "linf-8/255", 0.1533),
+        ("transfer-cifar10", "table 3", "PGD-20", "linf-8/255", 0.1862),
+        ("transfer-cifar10", "table 3", "clean, Shafahi et al. 2020", "", 0.7205),
+        ("transfer-cifar10", "table 3", "PGD-20, Shafahi et al. 2020", "linf-8/255", 0.1770),
+        ("transfer-cifar100", "table 3", "clean, Shafahi et al. 2020", "", 0.4159),
+        ("transfer-cifar100", "table 3", "PGD-20, Shafahi et al. 2020", "linf-8/255", 0.1163),
         ("rocl-attack-cosine", "table 6", "PGD-20", "linf-8/255", 0.0930),
         ("rocl-ablation", "table 10, regularise 1/16", "PGD-20", "linf-8/255", 0.3512),
         ("rocl", "figure 3c, epoch 1000", "clean", "", 0.839),
@@ -100,6 +138,16 @@ def test_published_figures_stand_where_the_paper_has_them(
 def test_norms_learn_unless_a_recipe_says_it_copies_the_released_code(name: str) -> None:
     assert method_for(name, recipe.load(name).stage[0].options).bn == "train"  # type: ignore[attr-defined]
     assert recipe.load("finetune-at-2020").stage[0].options["bn"] == "frozen"
+
+
+@pytest.mark.parametrize("name", ["transfer-cifar10", "transfer-cifar100", "rocl-resnet50"])
+def test_a_figure_quoted_of_another_method_is_never_set_beside_ours(name: str) -> None:
+    found = recipe.load(name).published
+    quoted = [figure for figure in found if "quoted there from" in figure.note]
+    assert len(quoted) == 2
+    column = Column("", "pgd@steps=20,step=0.1", ThreatModel.parse("linf-8/255"))
+    assert all(nearness(figure, column) is nearness(figure, None) is None for figure in quoted)
+    assert any(nearness(figure, column) == 0 for figure in found)
 
 
 def test_suspect_figures_say_why() -> None:

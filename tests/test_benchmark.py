@@ -78,6 +78,21 @@ def test_the_transcriptions_minimise_what_our_methods_minimise(name: str, bench:
     assert found == pytest.approx(expected.item(), rel=1e-4)  # type: ignore[union-attr]
 
 
+def test_the_released_loop_minimises_the_same_and_does_more(bench: Any, monkeypatch: Any) -> None:
+    _, plain, _ = bench
+    monkeypatch.setattr(plain, "EPS", 0.0)
+    found, passes = {}, {}
+    for name in ("pgd_at", "pgd_at_released"):
+        nets = networks(method_for("pgd-at", {}))
+        seen: list[bool] = []
+        nets.register_forward_hook(lambda module, *_, seen=seen: seen.append(module.training))
+        x = torch.rand(N, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+        made = getattr(plain, name)(nets, torch.optim.SGD(nets.parameters(), lr=0.1), x, torch.arange(N) % 4, steps=3)
+        found[name], passes[name] = made, seen
+    assert found["pgd_at_released"][0] == pytest.approx(found["pgd_at"], rel=1e-5)
+    assert passes == {"pgd_at": [False] * 3 + [True], "pgd_at_released": [True] * 6}
+
+
 @pytest.mark.parametrize("views", [2, 3])
 def test_the_transcribed_similarity_is_our_contrastive_loss(views: int, bench: Any) -> None:
     z = torch.randn(views * N, 5, generator=torch.Generator().manual_seed(0))
@@ -120,7 +135,7 @@ def test_the_script_runs_in_small(bench: Any, tmp_path: Path, monkeypatch: pytes
     assert bench[2].main() == 0
     torch.set_num_threads(threads)
     rows = json.loads(out.read_text())["rows"]
-    assert len(rows) == 6 + 3 + 4
+    assert len(rows) == 8 + 3 + 4
     assert all(each["ratio"] > 0 for each in rows)
     table = capsys.readouterr().out
     assert all(each["name"] in table for each in rows)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from robench import recipe
 from robench.checkpoint import Checkpoint, nets_after, open_checkpoint, runs, save
 from robench.errors import CheckpointError
+from robench.evaluation import Engine
 from robench.models import Nets
-from robench.spec import digest
+from robench.spec import digest, plain
 
 TINY = recipe.load("standard-digits", [("model", "cnn@width=2")])
 
@@ -40,6 +42,43 @@ def edited(folder: Path, changes: dict[str, Any]) -> None:
 def reseal(folder: Path) -> None:
     """Make the JSON vouch for the weights that are there now."""
     edited(folder, {"sha256": hashlib.sha256((folder / "best.safetensors").read_bytes()).hexdigest()})
+
+
+# what stands beside it
+
+
+RUN = {"identity": "a" * 64, "recipe": plain(TINY), "seed": 3}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, ""),
+        (json.dumps(RUN), ""),
+        (json.dumps({**RUN, "digest": digest(RUN)}), ""),
+        (json.dumps({**RUN, "digest": "0" * 64}), "run.json is damaged .*digest differs.*: restore it, or train into"),
+        ("", "run.json is damaged"),
+        ("{", "run.json is damaged"),
+        ("[]", "run.json is damaged"),
+        ("null", "run.json is damaged"),
+        ('{"identity": 3, "recipe": {}, "seed": 3}', "run.json is damaged"),
+        ("[" * 100_000, "run.json is damaged"),
+        (json.dumps({**RUN, "recipe": {"name": 1}}), "run.json|unknown|missing|name"),
+        (json.dumps({**RUN, "seed": 4}), "run.json beside it is of another run"),
+    ],
+)
+def test_what_run_json_says_is_held_against_the_checkpoint(content: str | None, said: str, tmp_path: Path) -> None:
+    checkpoint, _ = made(tmp_path / "run")
+    if content is not None:
+        (tmp_path / "run" / "run.json").write_text(content)
+    assert "\n" not in checkpoint.doubt
+    assert bool(checkpoint.doubt) == bool(said)
+    assert not said or re.search(said, checkpoint.doubt)
+    told: list[str] = []
+    engine = Engine(torch.device("cpu"), tell=told.append)
+    engine.loaded(checkpoint)
+    engine.loaded(checkpoint)
+    assert told == ([f"note: {checkpoint.doubt}"] if said else [])
 
 
 # round trips

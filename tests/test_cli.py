@@ -12,16 +12,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save as save_tensors
+from test_results import CELL, result
 from torch import Tensor
 from torchvision import datasets
 
-from robench import __version__, recipe, training
+from robench import __version__, exhibits, recipe, training
 from robench.errors import DiskFullError, UsageError
 from robench.protocols import Classifier
+from robench.results import Store
 from robench.spec import digest
 from robench.threat import ThreatModel
 
@@ -120,8 +123,56 @@ def refused(run: tuple[int, str, str], hint: str) -> None:
         ("list atacks", "Did you mean 'attacks'"),
         ("list results", "no results in results"),
         ("list", "methods"),
-        ("trian rocl", "trian"),
-        ("--versio", "--versio"),
+        ("list attacks --results nowhere", "--results is for robench list results"),
+        ("evaluate nowhere", "nothing to do: name an --attack"),
+        ("evaluate nowhere", "and there is no checkpoint 'nowhere'"),
+        ("evaluate --attack pgd@", "pgd@: expected pgd@KEY=VALUE,KEY=VALUE, and '' is no KEY=VALUE"),
+        ("evaluate --attack pgd@steps", "and 'steps' is no KEY=VALUE"),
+        ("evaluate --attack pgd@steps=3,steps=4", "steps is given twice"),
+        ("evaluate --attack @steps=3", "attack '@steps=3' has no name: robench list attacks"),
+        ("evaluate --attack mine.py:", "attack 'mine.py:' is a file: name what stands in it, mine.py:NAME"),
+        ("evaluate --attack fgsm --inference tsi@", "expected --inference tsi@KEY=VALUE"),
+        ("evaluate --attack fgsm --inference tsi@area", "and 'area' is no KEY=VALUE"),
+        ("evaluate --attack fgsm --inference tsi@area=9", "--inference tsi: area must be between"),
+        (
+            "evaluate --attack fgsm --fail-under fgsm=101",
+            "101 is no percentage from 0 to 100; expected",
+        ),
+        ("evaluate --attack fgsm --fail-under fgsm=x", "x is no percentage"),
+        ("evaluate --attack fgsm --fail-under fgsm=nan", "nan is no percentage"),
+        ("evaluate --attack fgsm --fail-under fgsm", "expected ATTACK=PERCENT, such as autoattack=45"),
+        ("evaluate --attack fgsm --fail-under fgsn=9", "'fgsn' is not run here; use fgsm, clean. Did you mean 'fgsm'?"),
+        ("evaluate --attack fgsm --minutes 5", "--minutes goes with --launcher slurm"),
+        ("evaluate --attack fgsm --launcher local --minutes 5", "--minutes goes with --launcher slurm"),
+        ("evaluate --attack fgsm --jobs 5", "--jobs goes with --launcher slurm or --launcher local"),
+        ("evaluate --attack fgsm --model mine.py", "classifier 'mine.py' is a file: name what stands in it"),
+        ("evaluate --attack fgsm --model mine.py", "mine.py:NAME, and it is not there"),
+        (
+            "evaluate --attack fgsm --model timm:resnet18 --weights w.pt",
+            "there is no file w.pt; name the file of the weights",
+        ),
+        ("sweep nowhere", "unknown recipe 'nowhere'"),
+        ("train weights.pt", "weights.pt is a file of weights: robench evaluate --model my.py:make_model --weights"),
+        ("check attack fgsm --shape 3x4x4", "--shape is for robench check model, and this is robench check attack"),
+        ("check dataset digits --classes 3", "--classes is for robench check model"),
+        ("check method standard --data .", "--data is for robench check dataset"),
+        ("check model timm:nowhere", "timm knows no model 'nowhere'"),
+        ("check model torchvision:resnet18 --shape 1x8x8", "in place of 1x8x8: --shape 3x224x224"),
+        ("check dataset folder:nowhere", "nowhere holds no class folders"),
+        ("show results/nowhere", "there is no record results/nowhere: name a cell by its key"),
+        ("show 014 --device cpu", "--device goes with --images N"),
+        ("plot --kind curves --checkpoints . --out a.svg", "--checkpoints is for --kind training"),
+        ("trian rocl", "No such command 'trian'. Did you mean 'train'? (robench --help)"),
+        ("--versio", "No such option '--versio'. Did you mean '--version'? (robench --help)"),
+        ("evaluate --atack fgsm", "No such option '--atack'. Did you mean '--attack'? (robench evaluate --help)"),
+        ("check attack fgsm --law", "Option '--law' requires an argument. (robench check --help)"),
+        ("train rocl --seed x", "'x' is not a number. (robench train --help)"),
+        ("evaluate --attack fgsm --plan --track tensorboard", "so --track has nothing to say"),
+        ("evaluate --attack fgsm --threat l0-3", "unknown norm 'l0' (norms: linf, l2, l1)"),
+        ("evaluate --attack fgsm --inference tsi --average vote", "Did you mean 'votes'?"),
+        ("report --format csv --intervals", "--intervals in CSV is for --table white-box or transfer"),
+        ("report --format markdown --out a.html", "--out a.html has the ending of html, and --format is markdown"),
+        ("compare a b --format csv --out a.json", "--out a.json has the ending of json, and --format is csv"),
         ("demo extra", "extra"),
     ],
 )
@@ -138,6 +189,147 @@ def test_a_device_that_is_not_there(line: str, checkpoints: Path, here: Path, ru
     assert (code, out) == (2, "")
     assert err.splitlines()[-1].startswith("error: --device cuda: this machine has none")
     assert files(here) == before
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "report --table cost",
+        "report --format html --out a.html",
+        "verify",
+        "plot --kind training --out a.svg",
+        "show 014 --images 2 --out a.png",
+        "evaluate standard-digits --attack fgsm",
+        "diagnose standard-digits",
+        "features standard-digits",
+    ],
+)
+@pytest.mark.parametrize(
+    ("folder", "why"), [("nowhere", "there is no such folder"), ("file", "is a file, not a folder")]
+)
+def test_a_folder_that_was_named_must_be_there(line: str, folder: str, why: str, here: Path, run_cli: Cli) -> None:
+    (here / "file").touch()
+    refused(run_cli(*line.split(), "--checkpoints", folder), f"--checkpoints {folder}: {why}")
+    assert files(here) == {here / "file"}
+
+
+@NO_GPU
+def test_the_doctor_says_that_a_device_is_not_there(here: Path, run_cli: Cli) -> None:
+    code, out, _ = run_cli("doctor", "--device", "cuda")
+    assert code == 1
+    assert re.search(r"^wrong +--device cuda +this machine has none that torch can use", out, re.MULTILINE)
+    code, out, _ = run_cli("doctor", "--device", "cpu")
+    assert re.search(r"^ok +--device cpu +torch computes on cpu", out, re.MULTILINE)
+
+
+PAGE = b"\xef\xbb\xbf\n <!DOCTYPE html>\n<html>404</html>"
+
+
+@pytest.fixture
+def things(here: Path, trained: Path) -> Path:
+    """Files and folders that people name in place of others."""
+    for name in ("page.pt", "page.npz", "page.npy", "page.toml", "labels.npy", "page.txt"):
+        (here / name).write_bytes(PAGE)
+    (here / "empty.npz").touch()
+    (here / "my.py").write_text(
+        "import torch\n\n\ndef make_model():\n    return torch.nn.Flatten()\n\n\ndef stops():\n    raise ValueError('oh')\n"
+    )
+    (here / "ends.py").write_text("raise SystemExit(0)\n")
+    numpy.savez(here / "objects.npz", x=numpy.array([{}]), y=numpy.array([0]))
+    numpy.save(here / "one.npy", numpy.zeros((2, 8, 8), numpy.uint8))
+    torch.save({"a": torch.zeros(1)}, here / "w.pt")
+    shutil.copytree(trained / "pgd-at-digits", here / "checkpoints" / "pgd-at-digits")
+    store = Store(here / "results")
+    store.put(result())
+    exhibits.put(exhibits.Labels("a" * 64, "digits", 2, "0 1 1"), here / "results")
+    shutil.copy(store.path(CELL), here / "other.json")
+    return here
+
+
+@pytest.mark.parametrize(
+    ("name", "begins"),
+    [
+        ("a.md", "**White"),
+        ("a.csv", "dataset,"),
+        ("a.tex", "% needs"),
+        ("a.json", "{"),
+        ("a.html", "<!doctype html>"),
+        ("a.txt", "White-box"),
+    ],
+)
+def test_the_ending_of_a_file_says_its_format(name: str, begins: str, things: Path, run_cli: Cli) -> None:
+    assert run_cli("report", "--out", name)[:2] == (0, "")
+    assert (things / name).read_text().startswith(begins)
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ("train w.pt", "w.pt is a file of weights: robench evaluate --model my.py:make_model --weights w.pt"),
+        ("train checkpoints/pgd-at-digits", "is a training run: robench evaluate checkpoints/pgd-at-digits"),
+        ("train checkpoints", "checkpoints is a folder; a recipe is a name (robench list recipes) or a TOML file"),
+        ("train page.txt", "page.txt is a file of another kind; a recipe is a name"),
+        ("train page.toml", "page.toml is a web page, not a recipe"),
+        ("evaluate {} --dataset npz:page.npz", "page.npz is a web page, not images (starts with '<!DOCTYPE')"),
+        ("evaluate {} --dataset npz:my.py", "my.py cannot be read as a file of numpy.savez: it is of another kind"),
+        ("evaluate {} --dataset npz:empty.npz", "it is empty"),
+        ("evaluate {} --dataset npz:objects.npz", "it holds Python objects, which may run code"),
+        ("evaluate {} --dataset npz:one.npy", "it is one array, as numpy.save writes it; numpy.savez(FILE, x=images"),
+        ("evaluate {} --dataset npz:nowhere.npz", "No such file or directory"),
+        ("evaluate {} --dataset corruptions:page", "page.npy is a web page, not images"),
+        ("train rst-digits --set extra=npz:page.npz --smoke", "page.npz is a web page, not images"),
+        ("evaluate --model torchscript:page.pt {}", "page.pt is a web page, not model (starts with"),
+        ("evaluate --model onnx:nowhere.onnx {}", "--model: there is no file nowhere.onnx; name the file of the model"),
+        ("evaluate --model my.py:make_model --weights page.pt {}", "page.pt is a web page, not weights"),
+        ("check model onnx:page.pt", "page.pt is a web page, not ONNX"),
+        (
+            "evaluate --model torchscript:w.pt --dataset digits {}",
+            "was written by torch.save: if it holds weights, --model my.py",
+        ),
+        ("evaluate --model torchscript:my.py --dataset digits {}", "is not TorchScript, or is damaged"),
+        ("evaluate --model my.py {}", "name what stands in it, my.py:NAME (it has make_model, stops)"),
+        ("evaluate --model my.py: {}", "name what stands in it, my.py:NAME (it has make_model, stops)"),
+        ("evaluate --model my.py:make_modle {}", "'make_modle', which is not in my.py. Did you mean 'make_model'?"),
+        ("evaluate --model ends.py:make {}", "cannot import ends.py: SystemExit: 0"),
+        ("evaluate {} pgd-at-digits@first", "behind the @ stands best or last: pgd-at-digits@last"),
+        ("evaluate {} pgd-at-digit", "Did you mean 'pgd-at-digits'?"),
+        ("evaluate {} checkpoints/pgd-at-digits/last.json", "named by its folder: checkpoints/pgd-at-digits"),
+        ("evaluate {} checkpoints", "it holds runs: name one, such as checkpoints/pgd-at-digits"),
+        ("evaluate {} w.pt", "Weights from elsewhere: robench evaluate --model my.py:make_model --weights w.pt"),
+        ("evaluate {} my.py:make_model", "A classifier from elsewhere: robench evaluate --model my.py:make_model"),
+        ("evaluate {} timm:resnet18", "A classifier from elsewhere: robench evaluate --model timm:resnet18"),
+        ("evaluate {} --source pgd-at-digits+pgd-at-digits", "an ensemble holds each checkpoint once"),
+        ("evaluate {} --dataset digits@x=1", "takes no option 'x' (options: resize)"),
+        ("evaluate {} pgd-at-digits --results page.txt", "cannot write in page.txt: it is a file"),
+        ("diagnose pgd-at-digits --source pgd-at-digits --count 8", "a model is no surrogate of itself"),
+        ("report --results results/cells", "which holds the cells of results: name that folder"),
+        ("verify page.txt", "no results in page.txt, which is a file: name the folder"),
+        ("report --reference page.toml", "page.toml is a web page, not figures"),
+        ("check model my.py:stops", "model 'my.py:stops' cannot be made: ValueError: oh"),
+        ("check model torchscript:page.pt", "page.pt is a web page, not TorchScript"),
+        ("check dataset npz:page.npz", "page.npz is a web page, not images"),
+        ("show results/labels/" + "a" * 32 + ".json", "is a file of the labels of test images"),
+        (
+            "show checkpoints/pgd-at-digits/last.json",
+            "is the description of a checkpoint, which robench evaluate attacks",
+        ),
+        ("show checkpoints/pgd-at-digits", "is a training run: name a cell by its key"),
+        ("show page.txt", "page.txt is a file of another kind. (1 there: robench list results)"),
+        ("show results", "results is a folder of results (--results)."),
+        ("show rocl", "That is a checkpoint, with the cells " + CELL.key[:8]),
+        ("show other.json", f"other.json describes the cell {CELL.key}: rename it to {CELL.key}.json"),
+        (f"show {CELL.key} --images 1 --out a.png", "no checkpoint in checkpoints has the weights"),
+    ],
+)
+def test_one_thing_named_in_place_of_another(line: str, hint: str, things: Path, run_cli: Cli) -> None:
+    before = files(things)
+    code, out, err = run_cli(*line.format("--attack fgsm --count 4").split())
+    assert (code, out) == (2, ""), err
+    last = err.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert hint in last
+    assert not {"allow_pickle", "robench_file", "Traceback", "miniz"} & set(re.findall(r"\w+", err))
+    assert files(things) == before
 
 
 @pytest.mark.parametrize(
@@ -500,7 +692,7 @@ def test_a_run_on_own_images_is_found_again(here: Path, run_cli: Cli) -> None:
     assert code == 0, err
     code, _, err = run_cli("evaluate", "--attack", "fgsm")
     assert code == 0, err
-    assert "1 cells: 1 new" in err
+    assert "1 cell: 1 new" in err
 
 
 # real images

@@ -2,59 +2,60 @@
 
 import json
 import os
-import signal
+import socket
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import ranks
 import torch
+from processes import LIMIT, ROOT, ran, started
 from safetensors.torch import load_file
 
-import robench
 from robench import distributed, parallel
 from robench.errors import UsageError
 from robench.methods import method_for
 
-ROOT = Path(robench.__file__).parent.parent
-LIMIT = 150  # seconds a launch may take
+ALONE = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}  # one thread a process
 
 
-def torchrun(world: int, *arguments: object) -> subprocess.CompletedProcess[str]:
+def torchrun(world: int, *arguments: object) -> "subprocess.CompletedProcess[str]":
     """Run a program in several processes, and leave none behind."""
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    process = subprocess.Popen(
-        [*line, *map(str, arguments)],
-        cwd=ROOT,
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        out, err = process.communicate(timeout=LIMIT)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+    return ran([*line, *map(str, arguments)], ALONE)
 
 
 @pytest.mark.parametrize("world", [2, 4])
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(600)
 def test_loss_and_gradient_are_those_of_one_process(world: int, tmp_path: Path) -> None:
-    ran = torchrun(world, "tests/ranks.py", tmp_path / "made.pt")
-    assert ran.returncode == 0, ran.stderr
+    made_by = torchrun(world, "tests/ranks.py", tmp_path / "made.pt")
+    assert made_by.returncode == 0, made_by.stderr
     made = torch.load(tmp_path / "made.pt", weights_only=True)
     alone = ranks.every()
     for name, expected in alone.items():
         assert made[name].keys() == expected.keys()
-        assert sum(key.startswith("gradient") for key in expected) > 5
+        assert sum(key.startswith(("gradient", "average")) for key in expected) > 5
         for key, value in expected.items():
             torch.testing.assert_close(made[name][key], value, rtol=0, atol=1e-10, msg=f"{name}: {key}")
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(1200)
+def test_two_machines_are_two_processes(tmp_path: Path) -> None:
+    """Two launchers of torchrun that meet at a port, as on two machines that share a disk."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    there = ("--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}")
+    line = [sys.executable, "-m", "torch.distributed.run", *there, "--rdzv-id", "1", "-m", "robench", *SMALL]
+    line += ["--out", str(tmp_path / "run")]
+    with started(line, ALONE) as one, started(line, ALONE) as two:
+        said = [process.communicate(timeout=LIMIT)[1] for process in (one, two)]
+    assert (one.returncode, two.returncode) == (0, 0), said
+    assert "".join(said).count("done: ") == 1
+    assert json.loads((tmp_path / "run" / "last.json").read_text())["provenance"]["processes"] == 2
 
 
 def test_own_normalisation_is_torchs_in_one_process() -> None:
@@ -74,30 +75,34 @@ def test_own_normalisation_is_torchs_in_one_process() -> None:
 
 
 @pytest.mark.parametrize(
-    ("world", "batch", "method", "options", "said"),
+    ("world", "batch", "parts", "said"),
     [
-        (
-            3,
-            64,
-            "rocl",
-            {},
-            r"3 processes do not divide a batch of 64: use 1, 2, 4, 8, 16, 32, 64 processes, or .*batch=63",
-        ),
-        (2, 64, "rocl", {"groups": 2}, "options.groups=1"),
-        (2, 64, "supcon", {}, "one process only"),
-        (2, 64, "pgd-at", {}, None),
-        (1, 63, "rocl", {"groups": 2}, None),
+        (3, 64, 1, r"3 processes do not divide a batch of 64: use 1, 2, 4, 8, 16, 32, 64 processes, or .*batch=63"),
+        (4, 24, 3, None),
+        (4, 20, 3, r"in 3 parts \(of 6 and 7\): use 1 processes, or .*batch=12"),
+        (2, 64, 1, None),
+        (1, 63, 2, None),
     ],
 )
 def test_what_cannot_be_spread(
-    world: int, batch: int, method: str, options: dict[str, int], said: str | None, monkeypatch: pytest.MonkeyPatch
+    world: int, batch: int, parts: int, said: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(distributed, "world", lambda: world)
+    method = method_for("pgd-at", {})
     if said is None:
-        parallel.check(0, method, method_for(method, options), batch)
+        parallel.check(0, "pgd-at", method, batch, parts)
     else:
         with pytest.raises(UsageError, match=said):
-            parallel.check(0, method, method_for(method, options), batch)
+            parallel.check(0, "pgd-at", method, batch, parts)
+
+
+@pytest.mark.parametrize(("world", "compiled", "refused"), [(2, True, True), (2, False, False), (1, True, False)])
+def test_several_processes_compile_nothing(
+    world: int, compiled: bool, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "world", lambda: world)
+    with pytest.raises(UsageError, match="--compile is for one process") if refused else nullcontext():
+        parallel.check_compiled(compiled)
 
 
 SMALL = (
@@ -116,19 +121,11 @@ SMALL = (
 )
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
     alone = torchrun(1, "-m", "robench", *SMALL, "--out", tmp_path / "one")
     assert alone.returncode == 0, alone.stderr
-    line = (sys.executable, "tests/stopping.py", *SMALL, "--out", str(tmp_path / "two"))
-    stopped = subprocess.run(
-        line,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
-    )
+    stopped = ran([sys.executable, "tests/stopping.py", *SMALL, "--out", str(tmp_path / "two")], ALONE)
     assert stopped.returncode == 143, stopped.stderr
     assert (tmp_path / "two" / "state.pt").is_file()
     went = torchrun(2, "-m", "robench", *SMALL, "--out", tmp_path / "two")
@@ -142,9 +139,9 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
     assert made["provenance"]["processes"] == 2
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(600)
 def test_a_world_that_does_not_divide_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    ran = torchrun(3, "-m", "robench", *SMALL, "--out", tmp_path / "run")
-    assert ran.returncode != 0
-    assert "3 processes do not divide a batch of 64" in ran.stderr
+    refused = torchrun(3, "-m", "robench", *SMALL, "--out", tmp_path / "run")
+    assert refused.returncode != 0
+    assert "3 processes do not divide a batch of 64" in refused.stderr
     assert not (tmp_path / "run").exists()

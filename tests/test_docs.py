@@ -1,5 +1,6 @@
 """Docs are true: what is generated is current, and the example attack obeys the laws."""
 
+import contextlib
 import os
 import re
 import shlex
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import click
 import pytest
+from documented import PAGES, blocks
 
 from robench import reporting, terminal
 from robench.cli import cli
@@ -73,12 +75,16 @@ def test_what_reliability_names_as_proof_is_there() -> None:
     assert all(re.search(rf"nightly\ndef test_\w*{word}", everything) for word in shorts)
 
 
+def files(page: str) -> dict[str, str]:
+    """The files that a page shows, by name."""
+    return {block.file: block.text for block in blocks(f"docs/{page}") if block.file}
+
+
 def test_the_example_attack_obeys_the_laws(tmp_path: Path) -> None:
-    found = re.search(r"<!-- corner -->\n```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert found is not None
+    text = files("own-attack.md")["my_attacks.py"]
     path = tmp_path / "my_attacks.py"
-    path.write_text(found[1])
-    assert len(found[1].splitlines()) <= 30
+    path.write_text(text)
+    assert len(text.splitlines()) <= 30
     attack = f"{path}:Corner"
     laws = [law for law in LAWS if law != "I7"]  # ten random points are a floor, not a search
     outcome = check_attack(attack, cases_for(attack)[::4], laws)
@@ -104,10 +110,9 @@ def test_the_laws_are_listed() -> None:
 
 
 def test_the_example_plug_ins_obey_the_laws(tmp_path: Path, run_cli: Callable[..., tuple[int, str, str]]) -> None:
-    found = dict(re.findall(r"<!-- (my_\w+\.py) -->\n```python\n(.*?)```", EXTENDING.read_text(), re.DOTALL))
-    for name, text in found.items():
-        (tmp_path / name).write_text(text)
-    assert set(found) == {"my_methods.py", "my_data.py", "my_models.py"}
+    pages = {"own-method.md": "my_methods.py", "own-data.md": "my_data.py", "own-model.md": "my_models.py"}
+    for page, name in pages.items():
+        (tmp_path / name).write_text(files(page)[name])
     check_method(f"{tmp_path}/my_methods.py:Smooth")
     check_dataset(f"{tmp_path}/my_data.py:stripes", tmp_path)
     check_model(f"{tmp_path}/my_models.py:net", shape=(1, 8, 8))
@@ -132,24 +137,23 @@ def test_the_python_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def commands() -> list[str]:
-    """Every line of a code block of README and docs that calls robench."""
-    pages = [README, *sorted(PAGE.parent.glob("*.md"))]
-    blocks = [block for page in pages for block in re.findall(r"```(?:\w*)\n(.*?)```", page.read_text(), re.DOTALL)]
-    lines = [
-        line for block in blocks for line in re.sub(r"\\\n", " ", block).splitlines() if line.startswith("robench ")
-    ]
-    return list(dict.fromkeys(lines))
+    """Every call of robench in a code block of README and docs, and in the text between unless it has a gap to fill."""
+    lines = [line for page in PAGES for block in blocks(page) for line in block.commands]
+    inline = [span for path in PAGES.values() for span in re.findall(r"`(robench [^`\n]+)`", path.read_text())]
+    lines += [span for span in inline if not re.search(r"\.\.\.|[A-Z]{3}|\||\w/$", span)]
+    return [line for line in dict.fromkeys(lines) if line.startswith("robench ")]
 
 
 @pytest.mark.parametrize("line", commands())
 def test_every_command_is_one(line: str) -> None:
-    """Commands, options and values are known; what they name need not be there."""
-    context, words = (
-        click.Context(cli, info_name="robench"),
-        shlex.split(re.split(r" >>? ", line)[0], comments=True)[1:],
-    )
+    """Commands, options and values are known; what they name need not be there. tests/test_commands.py runs them."""
+    context = click.Context(cli, info_name="robench", **cli.context_settings)
+    words = shlex.split(re.split(r" >>? ", line)[0], comments=True)[1:]
     command = cli.commands[words[0]]
-    command.make_context(words[0], words[1:], parent=context)
+    whole = any(line in block.commands for page in PAGES for block in blocks(page))
+    mentioned = () if whole else (click.MissingParameter, click.BadOptionUsage)  # text may name a command alone
+    with contextlib.suppress(*mentioned):
+        command.make_context(words[0], words[1:], parent=context)
 
 
 def test_the_agreement_table_is_what_is_kept() -> None:

@@ -549,6 +549,15 @@ def test_a_data_set_of_another_shape_or_classes_is_refused(
         engine.plan([standard], attacks=["fgsm"], dataset=pictures(tmp_path, classes), count=1)
 
 
+def test_a_data_set_of_another_size_is_refused_with_the_option_that_makes_it_fit(
+    engine: Engine, standard: Checkpoint
+) -> None:
+    said = r"Evaluate it on digits, make the images its size with --dataset digits@resize=8, or name other checkpoints"
+    with pytest.raises(CheckpointError, match=said):
+        engine.plan([standard], attacks=["fgsm"], dataset="digits@resize=10", count=1)
+    assert engine.plan([standard], attacks=["fgsm"], dataset="digits@resize=8", count=1, threats=[LINF])
+
+
 def test_a_source_of_another_shape_is_refused(engine: Engine, standard: Checkpoint, tmp_path: Path) -> None:
     other = recipe.load(
         "standard-digits", [("dataset", pictures(tmp_path, 10)), ("validation", 0), ("model", "cnn@width=2")]

@@ -65,6 +65,43 @@ def test_killed_at_a_point_a_file_is_old_or_new_and_the_next_start_tidies_up(num
     assert names(tmp_path) == ["file"]
 
 
+@pytest.mark.parametrize("before", [None, OLD], ids=["absent", "old"])
+def test_after_any_power_cut_a_file_that_is_new_or_nothing_is_whole(
+    before: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = lay({} if before is None else {"file": before}, tmp_path / "disk")
+    with Disk(root).recording(monkeypatch) as disk:
+        assert files.write_new(root / "file", NEW) == (before is None)
+    after = before or NEW
+    assert {state.get("file") for _, state in disk.crashes()} == {before, after}
+    assert {state["file"] for state in disk.after(len(disk.steps))} == {after}
+    assert names(root) == ["file"]
+
+
+@pytest.mark.parametrize("number", range(len(files.POINTS) - 1))
+def test_killed_at_a_point_a_new_file_is_absent_or_whole_and_the_next_start_tidies_up(
+    number: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "file"
+    assert killed(lambda: files.write_new(path, NEW), at=number)
+    assert path.exists() == (files.POINTS[number] in ("replaced", "kept"))
+    files.check_writable(tmp_path)
+    assert names(tmp_path) == (["file"] if path.exists() else [])
+    assert not path.exists() or path.read_bytes() == NEW
+
+
+def test_where_there_are_no_hard_links_a_new_file_is_whole_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", none)
+    assert files.write_new(tmp_path / "file", NEW)
+    assert (tmp_path / "file").read_bytes() == NEW
+    assert names(tmp_path) == ["file"]
+
+
 def test_there_is_a_point_at_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reached = []
     monkeypatch.setattr(files, "hook", lambda point, path: reached.append((point, path.name)))

@@ -639,7 +639,7 @@ def test_an_extra_that_is_not_installed(
     ("line", "hint"),
     [
         ("--model absent.py:make", "there is no file"),
-        ("--model my.py:mak_model", "has no attribute 'mak_model'"),
+        ("--model my.py:mak_model", "'mak_model', which is not in my.py. Did you mean 'make_model'?"),
         ("--model my.py:make_model@depth=3", "cannot be made: TypeError"),
         ("--model my.py:torch", "is a module; expected a function that returns a module"),
         ("--model torchvision:resnet81", "Did you mean 'resnet18'?"),

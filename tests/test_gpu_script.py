@@ -58,6 +58,9 @@ def test_each_step_runs_once_and_training_goes_on(tmp_path: Path) -> None:
     assert again[0] == first[2]  # the same command goes on
     assert not any("ceilings" in line or "train pgd-at-fast" in line for line in again)
     assert any("--suite rocl-table1" in line for line in again)
+    trained = next(number for number, line in enumerate(again) if "train rocl-2020" in line)
+    assert "loss_trace.py" in again[trained + 1]
+    assert "checkpoints/trace --report" in again[trained + 1]
     count = len(asked(tmp_path))
     assert call(tmp_path, PYTHON=python)[0] == 0
     assert len(asked(tmp_path)) == count  # all is done
@@ -93,6 +96,7 @@ def test_all_of_it_at_a_tiny_size(tmp_path: Path) -> None:
     assert {row["against"] for row in json.loads((out / "ratios-autoattack.json").read_text())["rows"]} == {
         "pyautoattack"
     }
+    assert "not to be compared: another experiment" in json.loads((out / "loss-trace.json").read_text())["said"]
     table = (out / "tables.md").read_text()
     for text in ("pgd-at-digits", "robust-linear-digits", "autoattack-bracket", "bfloat16", " to "):
         assert text in table

@@ -1,32 +1,25 @@
 """Evaluations handed to other processes: the same tables, whoever is killed, and errors before anything starts."""
 
-import contextlib
 import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cluster
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import LIMIT, alive, children, command, hold, kill, ran, started, waited
 
 import robench
-from robench import launch, launching, slurm
+from robench import handing, launch, launching, slurm
 from robench.errors import RobenchError, StoreError, UsageError
 from robench.launch import Launch, Piece, Wanted
 from robench.part import gaps
 
-ROOT = Path(robench.__file__).parent.parent
-LIMIT = 120  # seconds any command here may take
 pytest.importorskip("submitit")
-
-
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "robench", *map(str, arguments)]
 
 
 def evaluation(trained: Path, results: Path, *more: object, attack: str = "pgd-20") -> list[str]:
@@ -38,43 +31,13 @@ def evaluation(trained: Path, results: Path, *more: object, attack: str = "pgd-2
     )
 
 
-LONG = "pgd-20@steps=4000"  # some seconds a part
-
-
-def ran(line: list[str], env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True, timeout=LIMIT)
+ENDLESS = "pgd-20@steps=40000000"  # longer than any test
 
 
 def table(results: Path) -> str:
     made = ran(command("report", "--results", results, "--format", "markdown"))
     assert made.returncode == 0, made.stderr
     return made.stdout.replace(str(results), "RESULTS")
-
-
-def waited(true: Callable[[], object], seconds: float = 60) -> None:
-    until = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < until, "it did not happen in time"
-        time.sleep(0.2)
-
-
-def children(of: int) -> list[int]:
-    """The processes below one, all the way down."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            if int(path.read_text().rpartition(")")[2].split()[1]) == of:
-                found += [int(path.parent.name), *children(int(path.parent.name))]
-        except OSError:
-            continue
-    return found
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 @pytest.fixture(scope="module")
@@ -128,18 +91,17 @@ def test_a_launch_is_read_as_it_was_written(tmp_path: Path) -> None:
         "20260101T000000Z-1", robench.__version__, "slurm", (cell(0, 5, 2.0, 5),), ((Piece("key0", 0, 5),),), ("7",)
     )
     path = launch.put(made, tmp_path)
-    assert launch.latest(tmp_path) == made
+    assert launch.every(tmp_path) == [made]
     assert launch.task(f"{path}:0") == (made, made.tasks[0])
     with pytest.raises(UsageError, match="has the tasks 0 to 0"):
         launch.task(f"{path}:1")
     path.write_text("{")
     with pytest.raises(StoreError, match="is damaged"):
-        launch.latest(tmp_path)
+        launch.every(tmp_path)
     path.unlink()
     with pytest.raises(StoreError, match="all machines share"):
         launch.task(f"{path}:0")
-    with pytest.raises(UsageError, match="nothing was launched"):
-        launch.latest(tmp_path)
+    assert launch.every(tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -174,7 +136,14 @@ def fake(folder: Path, monkeypatch: pytest.MonkeyPatch, **scripts: str) -> None:
 
 
 def test_what_a_cluster_would_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake(tmp_path, monkeypatch, sinfo="echo cpu; echo gpu", scontrol="echo 'MaxArraySize = 11'", srun="echo unseen")
+    fake(
+        tmp_path,
+        monkeypatch,
+        sinfo="echo cpu; echo gpu",
+        scontrol="echo 'MaxArraySize = 11'",
+        srun="echo unseen",
+        sbatch="exit 0",
+    )
     slurm.check({"partition": "gpu"}, 10)
     with pytest.raises(UsageError, match=r"no 'cuda'; this cluster has cpu, gpu"):
         slurm.check({"partition": "cuda"}, 1)
@@ -185,6 +154,51 @@ def test_what_a_cluster_would_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyP
     fake(tmp_path, monkeypatch, sinfo="echo 'no controller' >&2; exit 1")
     with pytest.raises(UsageError, match="Slurm does not answer: sinfo says 'no controller'"):
         slurm.check({}, 1)
+
+
+WILLING = {"sinfo": "echo cpu", "scontrol": "echo 'MaxArraySize = 11'", "sbatch": "exit 0", "srun": "echo unseen"}
+
+
+def test_a_plan_says_what_would_be_submitted(
+    trained: Path, tmp_path: Path, run_cli: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bin").mkdir()
+    fake(tmp_path / "bin", monkeypatch, **WILLING)
+    monkeypatch.setattr(launching, "pace", lambda *_: 100.0)  # image passes a second
+    results = tmp_path / "results"
+    line = ("evaluate", "--attack", "pgd-20", "--count", 30, "--batch", 10, "--plan", "--device", "cpu")
+    where = ("--checkpoints", trained, "--results", results)
+    # two cells of 30 images with 21 passes each take 6.3 s; jobs of two seconds are parts of ten images, 2.1 s
+    code, out, told = run_cli(*line, *where, "--launcher", "slurm", "--minutes", 2 / 60, "--slurm", "time=1h")
+    assert code == 0, told
+    rows = [row.split() for row in out.partition("--launcher slurm would hand out")[2].splitlines()]
+    assert [row for row in rows if row and row[0].isdecimal()] == [
+        [str(n), "1", "10", "210", "0.000583"] for n in range(6)
+    ]
+    assert ["all", "2", "60", "1,260", "0.0035"] in rows
+    assert "one array of 6 jobs (time=60; time in minutes)" in out
+    code, out, told = run_cli(*line, *where, "--launcher", "local", "--jobs", 3)
+    assert (code, "3 processes here that share all of it" in out) == (0, True), told
+    short = ("--launcher", "slurm", "--minutes", 0.01, "--attack", "fgsm", "--count", 200)
+    code, _, told = run_cli(*line, *where, *short)
+    assert (code, "and the cluster takes 10: make jobs longer with --minutes" in told) == (2, True), told
+    assert not results.exists()
+
+
+def test_a_folder_that_nodes_do_not_see_is_refused_and_left_as_it_was(
+    trained: Path, tmp_path: Path, run_cli: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bin").mkdir()
+    fake(tmp_path / "bin", monkeypatch, **WILLING)
+    line = ("evaluate", "--attack", "fgsm", "--count", 10, "--checkpoints", trained, "--results", tmp_path / "results")
+    code, _, told = run_cli(*line, "--launcher", "slurm")
+    assert (code, "a node of the cluster does not see" in told, "--results" in told) == (2, True, True), told
+    assert not launch.folder(tmp_path / "results").exists()
+    unwilling = {**WILLING, "sbatch": "echo 'allocation failure: Invalid feature specification' >&2; exit 1"}
+    fake(tmp_path / "bin", monkeypatch, **unwilling)
+    code, _, told = run_cli(*line, "--launcher", "slurm", "--slurm", "constraint=fast")
+    assert code == 2
+    assert "Slurm would take no such job (--slurm constraint=fast): Invalid feature specification" in told
 
 
 @pytest.mark.parametrize(
@@ -224,69 +238,53 @@ def test_a_folder_of_another_version(
     assert not launch.folder(tmp_path).exists()
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(900)
 def test_two_processes_here_make_the_same_table(trained: Path, tmp_path: Path, plain: str) -> None:
     made = ran(evaluation(trained, tmp_path, "--launcher", "local", "--jobs", 2))
     assert made.returncode == 0, made.stderr
     assert "4 cells: 4 done" in made.stderr
     assert table(tmp_path) == plain
-    told = ran(command("status", "--results", tmp_path))
+    told = ran(command("status", "--results", tmp_path, "--checkpoints", tmp_path))
     assert told.returncode == 0
     assert told.stdout.count("done") == 4
     again = ran(evaluation(trained, tmp_path, "--launcher", "local", "--jobs", 2))
     assert "4 cells: 0 new, 4 already in" in again.stderr
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(900)
 def test_workers_outlive_the_starter_and_end_with_its_sigterm(trained: Path, tmp_path: Path) -> None:
-    line = evaluation(trained, tmp_path, "--launcher", "local", "--jobs", 1, attack=LONG)
-    starter = second = subprocess.Popen(line, cwd=ROOT, stderr=subprocess.DEVNULL, text=True, start_new_session=True)
-    try:
+    line = evaluation(trained, tmp_path, "--launcher", "local", "--jobs", 1, attack=ENDLESS)
+    status = command("status", "--results", tmp_path, "--checkpoints", tmp_path)
+    with started(line) as starter:
+        waited(lambda: list(tmp_path.glob("parts/*/*.claim")))
+        workers = hold(starter.pid)
+        os.kill(starter.pid, signal.SIGKILL)
+        for pid in workers:
+            os.kill(pid, signal.SIGCONT)
+        starter.wait(LIMIT)
+        waited(lambda: "1 running" in ran(status).stderr)  # after the death of who started it
+        assert ran(status).returncode == 1
+        kill(workers)
+        assert "0 running" in ran(status).stderr  # and takes the dead one's claim away
+    with started(line) as starter:
         waited(lambda: list(tmp_path.glob("parts/*/*.claim")))
         workers = children(starter.pid)
-        starter.kill()
-        starter.wait(10)
-        told = ran(command("status", "--results", tmp_path))
-        assert told.returncode == 1
-        assert "1 running" in told.stderr
-        waited(lambda: list(tmp_path.glob("parts/*/*.json")))
-        for pid in workers:
-            os.kill(pid, signal.SIGKILL) if alive(pid) else None
-        second = subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
-        waited(lambda: list(tmp_path.glob("parts/*/*.claim")) and len(children(second.pid)) > 1)
-        workers = children(second.pid)
-        second.terminate()
-        assert second.wait(30) == 143
-        waited(lambda: not any(map(alive, workers)), 30)
-        assert not list(tmp_path.glob("parts/*/*.claim"))
-        assert "running" not in ran(command("status", "--results", tmp_path)).stdout
-    finally:
-        for group in (starter, second):
-            with_group(group)
+        starter.terminate()
+        assert starter.wait(LIMIT) == 143
+        waited(lambda: not any(map(alive, workers)))
+        assert "0 running" in ran(status).stderr
 
 
-def with_group(process: "subprocess.Popen[str]") -> None:
-    """End whatever is left of a test."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait(10)
-    if process.stderr:
-        process.stderr.close()
-
-
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(900)
 def test_what_a_killed_worker_left_is_handed_out_again(trained: Path, tmp_path: Path, plain: str) -> None:
-    line = evaluation(trained, tmp_path, "--launcher", "local", "--jobs", 1)
-    starter = subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    try:
-        waited(lambda: len(children(starter.pid)) > 1)
-        for pid in reversed(children(starter.pid)):
-            os.kill(pid, signal.SIGKILL)
+    with started(evaluation(trained, tmp_path, "--launcher", "local", "--jobs", 1)) as starter:
+        waited(lambda: list(tmp_path.glob("parts/*/*.claim")) or len(list(tmp_path.glob("cells/*.json"))) == 4)
+        kill(hold(starter.pid))
+        done = len(list(tmp_path.glob("cells/*.json")))
+        os.kill(starter.pid, signal.SIGCONT)
         _, told = starter.communicate(timeout=LIMIT)
-    finally:
-        with_group(starter)
     assert starter.returncode == 0, told
-    assert "once more, only these" in told
+    assert ("once more, only these" in told) == (done < 4)
     assert table(tmp_path) == plain
 
 
@@ -304,7 +302,7 @@ def handed(trained: Path, results: Path, *more: object, attack: str = "pgd-20") 
     return evaluation(trained, results, "--launcher", "slurm", *fast, *more, attack=attack)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_a_cluster_makes_the_same_table(trained: Path, tmp_path: Path, plain: str, node: dict[str, str]) -> None:
     made = ran(handed(trained, tmp_path, "--jobs", 2, "--slurm", "gpus_per_node=1"), node)
     assert made.returncode == 0, made.stderr
@@ -315,30 +313,37 @@ def test_a_cluster_makes_the_same_table(trained: Path, tmp_path: Path, plain: st
 
 
 @pytest.mark.parametrize("how", ["scancel", "preempted"])
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_jobs_that_are_taken_away_end_in_the_same_table(
     how: str, trained: Path, tmp_path: Path, node: dict[str, str]
 ) -> None:
     attack = "pgd-20@steps=1500"
-    line = handed(trained, tmp_path / "here", attack=attack)
-    starter = subprocess.Popen(line, cwd=ROOT, env=node, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    try:
-        waited(lambda: list((tmp_path / "here").glob("parts/*/*.claim")))
+    here = tmp_path / "here"
+    with started(handed(trained, here, attack=attack), node) as starter:
+        waited(lambda: list(here.glob("parts/*/*.claim")) or len(list(here.glob("cells/*.json"))) == 4)
+        done = 4
         if how == "scancel":
-            subprocess.run(["scancel", "-n", "robench"], env=node, timeout=30, check=True)
+            os.kill(starter.pid, signal.SIGSTOP)
+            subprocess.run(["scancel", "-n", "robench"], env=node, timeout=60, check=True)
+            waited(lambda: not queue(node))
+            done = len(list(here.glob("cells/*.json")))
+            os.kill(starter.pid, signal.SIGCONT)
         else:
             urgent = ["srun", "-p", "urgent", "--exclusive", "--time=1", "sleep", "1"]
             subprocess.run(urgent, env=node, timeout=LIMIT, check=True, capture_output=True)
         _, told = starter.communicate(timeout=LIMIT)
-    finally:
-        with_group(starter)
     assert starter.returncode == 0, told
-    assert ("once more, only these" in told) == (how == "scancel")
+    assert ("once more, only these" in told) == (done < 4)
     assert ran(evaluation(trained, tmp_path / "plain", attack=attack)).returncode == 0
-    assert table(tmp_path / "here") == table(tmp_path / "plain")
+    assert table(here) == table(tmp_path / "plain")
+
+
+def queue(node: dict[str, str]) -> str:
+    made = subprocess.run(["squeue", "-h"], env=node, timeout=60, check=True, capture_output=True, text=True)
+    return made.stdout
 
 
 def test_without_submitit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(RobenchError, match=r"pip install 'robench\[cluster\]'"):
-        launching.imported()
+        handing.imported()

@@ -16,7 +16,6 @@ from robench.losses import (
     cross_entropy,
     distance,
     dlr,
-    in_groups,
     kl,
     margin,
     supervised_contrastive,
@@ -198,7 +197,7 @@ def test_distances_are_their_formulas(seed: int) -> None:
 @pytest.mark.parametrize("groups", [1, 2, 3])
 def test_groups_are_batches_of_their_own(groups: int) -> None:
     views = embeddings(2, n=7)
-    found = in_groups(lambda part: contrastive(part, temperature=0.5), views, groups)
+    found = contrastive(views, temperature=0.5, groups=groups)
     sizes = [7 // groups + (i < 7 % groups) for i in range(groups)]
     expected = [contrastive(part, temperature=0.5) for part in zip(*(view.split(sizes) for view in views), strict=True)]
     assert torch.allclose(found, torch.cat(expected))

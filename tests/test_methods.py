@@ -180,7 +180,17 @@ def test_every_attack_loss_moves_away_from_its_target(loss: str, target: str, bn
         "cosine": lambda u: -torch.nn.functional.cosine_similarity(u, z),
     }[loss]
     assert apart(after).mean() > apart(before).mean()
-    assert gain.item() == pytest.approx((apart(after) - apart(before)).mean().item(), rel=1e-3, abs=1e-6)
+    recognised = contrastive((before, z), temperature=0.5, anchors=(0,))
+    rise = contrastive((after, z), temperature=0.5, anchors=(0,)) - recognised  # whatever the attack climbs
+    assert gain.item() == pytest.approx(rise.mean().item(), rel=1e-3, abs=1e-6)
+    assert gain > 0
+
+
+def test_a_distance_with_its_sign_reversed_shows_in_the_gain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("robench.methods.rocl.distance", lambda *given: -distance(*given))
+    method, nets = rocl(attack_loss="cosine")
+    a, b = batch_for(method).views
+    assert method.instance_attack(nets, a, b, batch_for(method), AT)[1] < 0
 
 
 def test_an_attack_that_cannot_move_gains_nothing() -> None:

@@ -351,6 +351,18 @@ def test_parts_that_say_different_things_are_an_error_that_names_both(standard: 
         list(Engine(CPU).run([job], Store(tmp_path)))
 
 
+def test_another_part_for_the_same_images_is_an_error(tmp_path: Path) -> None:
+    path = put(tmp_path, part(0, 10))
+    there = path.read_bytes()
+    put(tmp_path, replace(part(0, 10), seconds=9.0))  # which says the same
+    with pytest.raises(StoreError, match=r"0-10\.json holds another result .*: 4 robust there, 5 now\. Move"):
+        put(tmp_path, part(0, 10, lambda i: i % 3 == 0 or i == 1))
+    assert path.read_bytes() == there
+    path.write_text("{")
+    put(tmp_path, part(0, 10))  # a damaged one is replaced
+    assert path.read_bytes() == there
+
+
 def test_a_part_that_contradicts_an_overlapping_one_is_found() -> None:
     found = contradictions(
         (Path(str(each.span)), each)

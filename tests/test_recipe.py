@@ -191,6 +191,29 @@ def test_a_likeness_that_means_nothing_is_refused(text: str, expected: str, tmp_
         recipe.load(path)
 
 
+@pytest.mark.parametrize(
+    ("alias", "own", "value"), [("lambda", "regularise", "1/16"), ("regularize_to", "regularise_to", "original")]
+)
+def test_an_option_by_another_of_its_names_is_the_same_recipe(alias: str, own: str, value: str, tmp_path: Path) -> None:
+    expected = recipe.load("rocl", [(f"stage.0.options.{own}", value)])
+    assert expected.stage[0].options[own] == value
+    assert recipe.load("rocl", [(f"stage.0.options.{alias}", value)]) == expected
+    given = {**recipe.load("rocl").stage[0].options, alias: value}
+    with pytest.raises(UsageError, match="are one option of rocl"):
+        recipe.load("rocl", [("stage.0.options", {own: value, alias: value})])
+    given.pop(own, None)
+    assert recipe.load("rocl", [("stage.0.options", given)]).stage[0].options == expected.stage[0].options
+    path = tmp_path / "mine.toml"
+    path.write_text(f'like = "rocl"\n[change]\n"stage.0.options.{alias}" = "{value}"\n')
+    assert recipe.load(str(path)).stage == expected.stage
+
+
+def test_other_methods_keep_their_options_names() -> None:
+    # an alias is a name of RoCL's option, not a word that is read otherwise everywhere
+    found = recipe.load("rocl", [("stage.0.method", "my_methods.py:Mine"), ("stage.0.options.lambda", 2)])
+    assert found.stage[0].options["lambda"] == 2
+
+
 def test_a_size_is_short_for_an_option_of_the_data_set(tmp_path: Path) -> None:
     assert recipe.load(written(tmp_path, "resize = 4" + MINIMAL)).dataset == "digits@resize=4"
     assert recipe.load("standard-digits", [("resize", 4)]).dataset == "digits@resize=4"

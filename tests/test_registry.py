@@ -1,6 +1,7 @@
 """Names: three doors lead in, none opens by itself, and a wrong name is answered with the nearest right one."""
 
 import sys
+from dataclasses import fields
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType
@@ -103,15 +104,32 @@ def test_an_option_may_be_a_list_or_a_table() -> None:
 
 @pytest.mark.parametrize("text", ["pgd@", "pgd@steps", "pgd@steps=1,", "pgd@=3"])
 def test_options_without_a_value_are_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="expected KEY=VALUE"):
+    with pytest.raises(UsageError, match=f"{text}: expected pgd@KEY=VALUE,KEY=VALUE"):
         ATTACKS.entry(text)
 
 
 def test_unknown_options_are_refused_with_the_nearest() -> None:
     with pytest.raises(UsageError, match=r"attack pgd-20\.step_size: unknown key; did you mean 'steps?'"):
         attack_for("pgd-20@step_size=1", LINF)
-    with pytest.raises(UsageError, match=r"method rocl\.regularize: unknown key; did you mean 'regularise'"):
-        method_for("rocl", {"regularize": 1})
+    with pytest.raises(UsageError, match=r"method rocl\.regularised: unknown key; did you mean 'regularise'"):
+        method_for("rocl", {"regularised": 1})
+
+
+@pytest.mark.parametrize(
+    ("method", "alias"), [(row.name, alias) for row in METHODS.rows.values() for alias in row.aliases]
+)
+def test_every_alias_of_an_option_means_one_that_is_there(method: str, alias: str) -> None:
+    name = METHODS.rows[method].aliases[alias]
+    value = next(field.default for field in fields(METHODS.load(METHODS.entry(method))) if field.name == name)
+    assert alias not in {field.name for field in fields(METHODS.load(METHODS.entry(method)))}
+    assert method_for(method, {alias: value}) == method_for(method, {name: value}) == method_for(method, {})
+    with pytest.raises(UsageError, match=rf"{min(alias, name)} and {max(alias, name)} are one option of {method}"):
+        method_for(method, {name: value, alias: value})
+
+
+def test_options_have_the_names_of_the_paper_too() -> None:
+    method: Any = method_for("rocl@lambda=1/16", {"regularize_to": "original", "attack_view": "original"})
+    assert (method.regularise, method.regularise_to, method.attack_target) == (1 / 16, "original", "original")
 
 
 @pytest.mark.parametrize(
@@ -233,3 +251,17 @@ def test_a_norm_an_attack_does_not_have_is_refused_with_those_that_do(name: str,
     else:
         with pytest.raises(UsageError, match=f"attack {name} works in .*, not in {norm}; these do: fgsm, pgd"):
             attack_for(name, threat)
+
+
+def test_a_script_named_like_a_module_is_told_from_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "only_here.py").write_text(PLUGIN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])  # as the command `robench` has it
+    with pytest.raises(UsageError, match=r"ModuleNotFoundError: .*Did you mean only_here\.py:Still\?"):
+        attack_for("only_here:Still", LINF)
+    with pytest.raises(UsageError, match=r"only_here\.py:Still \(it has Still\)"):
+        ATTACKS.entry("only_here.py")
+    with pytest.raises(
+        UsageError, match=r"cannot import 'Stil', which is not in only_here\.py\. Did you mean 'Still'\?"
+    ):
+        attack_for("only_here.py:Stil", LINF)

@@ -36,7 +36,7 @@ from robench import figures, reporting, terminal
 from robench.diagnosis import Diagnosis, Row
 from robench.errors import StoreError, UsageError
 from robench.panels import Cost, Curves, Matrix, Training, Union
-from robench.rendering import axes, drawing
+from robench.rendering import drawing, look
 from robench.rendering.csv import csv
 from robench.rendering.html import html
 from robench.rendering.json import json
@@ -369,7 +369,7 @@ def test_an_svg_follows_the_page_and_asks_for_nothing(kind: str) -> None:
     text = drawing.draw(figures.figures(RECORDS, kind), "svg").decode()
     ElementTree.fromstring(text)
     assert "prefers-color-scheme:dark" in text
-    assert text.count(axes.INK) == 1  # in the style alone
+    assert text.count(look.INK) == 1  # in the style alone
     assert "currentColor" in text
     assert not re.search(r'(href|src)="(?!#)|url\((?!#)|<image|<script', text)
 
@@ -388,7 +388,7 @@ def test_names_are_inert_in_a_drawing(text: str) -> None:
 
 @pytest.mark.usefixtures("plots")
 def test_more_checkpoints_than_colours_are_told_apart() -> None:
-    looks = [str(axes.look_of(i)) for i in range(30)]
+    looks = [str(look.look_of(i)) for i in range(30)]
     assert len(set(looks)) == 30
 
 

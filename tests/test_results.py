@@ -259,7 +259,7 @@ def test_a_record_under_another_name_is_noticed(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.put(result())
     store.path(CELL).rename(store.path(replace(CELL, seed=1)))
-    with pytest.raises(StoreError, match=f"it describes the cell {CELL.key}"):
+    with pytest.raises(StoreError, match=f"describes the cell {CELL.key}: rename it to {CELL.key}.json"):
         store.get(replace(CELL, seed=1))
 
 
@@ -269,6 +269,31 @@ def test_an_empty_folder_says_what_to_do(tmp_path: Path) -> None:
 
 
 # putting twice
+
+
+@pytest.mark.parametrize(
+    ("norms", "said"),
+    [
+        ((0.0, 0.5004, None), ""),  # what rounding does on another machine
+        ((0.0, 0.51, None), "5 robust images there, 5 now, and image 1 is broken at 0.5 there, at 0.51 now"),
+        ((0.0, 0.5, 2.0), "image 2 is broken at None there, at 2.0 now"),
+        ((0.01, 0.5, None), "image 0 is broken at 0.0 there, at 0.01 now"),
+        (None, "only one has the norms of single images"),
+    ],
+)
+def test_norms_are_part_of_what_two_results_must_agree_on(
+    norms: tuple[float | None, ...] | None, said: str, tmp_path: Path
+) -> None:
+    rest = (None,) * (CELL.count - 3)
+    store = Store(tmp_path)
+    store.put(result(norms=(0.0, 0.5, None, *rest)))
+    other = result(norms=None if norms is None else (*norms, *rest))
+    if said:
+        with pytest.raises(StoreError, match=said):
+            store.put(other)
+    else:
+        store.put(other)
+    assert store.get(CELL) == result(norms=(0.0, 0.5, None, *rest))
 
 
 def test_the_same_result_may_be_put_twice(tmp_path: Path) -> None:

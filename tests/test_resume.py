@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from crash import Disk, killed, lay
+from crash import Disk, killed, lay, mounted
 from test_training import StoppedError as Stopped
 from test_training import after, numbers, remains, rows_of, tiny, two_stages
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ from robench.recipe import Optimiser, Recipe
 from robench.run import Run, finished
 from robench.signals import Asked, listening
 from robench.state import State
+from robench.threat import ThreatModel
 from robench.training import train
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -167,20 +169,26 @@ def test_killed_at_random_moments_very_often(tmp_path: Path, whole: dict[str, ob
     assert _kill_at_random(100, tmp_path, whole) >= 100
 
 
+# the command line, killed at its third checkpoint
+KILLED = (
+    "import os, signal, sys; from robench import cli, files; left = iter(range(2))\n"
+    "def die(point, path):\n"
+    "    if (point, path.name) == ('kept', 'best.json') and next(left, None) is None: os.kill(os.getpid(), signal.SIGKILL)\n"
+    "files.hook = die; cli.main(sys.argv[1:])\n"
+)
+SMALL = {"model": "cnn@width=2", "validation": 1200, "stage.0.epochs": 4, "stage.0.batch": 16}
+
+
 def test_a_killed_command_goes_on_by_the_same_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()  # the command saves as it always does
-    changes = {"model": "cnn@width=2", "validation": 1200, "stage.0.epochs": 60, "stage.0.batch": 16}
-    train(Run(recipe.load("standard-digits", changes.items()), tmp_path / "whole"))
+    train(Run(recipe.load("standard-digits", SMALL.items()), tmp_path / "whole"))
     folder = tmp_path / "cut"
-    command = [sys.executable, "-m", "robench", "train", "standard-digits", "--threads", "1", "--out", str(folder)]
-    command += [part for pair in changes.items() for part in ("--set", "=".join(map(str, pair)))]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    while not (folder / "best.json").exists():
-        time.sleep(0.01)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
-    ran = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert "going on with the run that was interrupted" in ran.stderr
+    command = ["train", "standard-digits", "--threads", "1", "--out", str(folder)]
+    command += [part for pair in SMALL.items() for part in ("--set", "=".join(map(str, pair)))]
+    ran = subprocess.run([sys.executable, "-c", KILLED, *command], check=False, stderr=subprocess.DEVNULL)
+    assert ran.returncode == -signal.SIGKILL
+    again = subprocess.run([sys.executable, "-m", "robench", *command], check=True, capture_output=True, text=True)
+    assert "going on with the run that was interrupted" in again.stderr
     assert remains(folder) == remains(tmp_path / "whole")
 
 
@@ -396,17 +404,46 @@ def test_a_full_disk_has_an_exit_code_of_its_own(tmp_path: Path, run_cli: Cli, m
     assert run_cli("train", "standard-digits", "--out", tmp_path / "run")[0] == 74
 
 
-def test_a_folder_that_cannot_be_written_is_said_before_the_first_step(tmp_path: Path) -> None:
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(tmp_path)], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
-    try:
+@pytest.mark.parametrize("room", [20, 44])
+def test_a_disk_that_is_really_full_keeps_what_was_there_and_the_same_command_goes_on(
+    room: int, tmp_path: Path, run_cli: Cli
+) -> None:
+    sizes = {"model": "cnn@width=2", "validation": 1200, "stage.0.epochs": 2, "stage.0.batch": 64}
+    train(Run(recipe.load("standard-digits", sizes.items()), tmp_path / "whole"))
+    folder = tmp_path / "disk" / "run"
+    command = ["train", "standard-digits", "--threads", 1, "--out", folder]
+    command += [part for pair in sizes.items() for part in ("--set", "=".join(map(str, pair)))]
+    with mounted(tmp_path / "disk", f"size={room}k") as remount:
+        code, _, err = run_cli(*command)
+        assert code == 74
+        assert re.search(rf"error: cannot write {folder}/\S+ \([0-9,]+ bytes\): No space left on device", err)
+        for kind in ("best", "last"):
+            if (folder / f"{kind}.json").exists():
+                open_checkpoint(f"{folder}@{kind}", tmp_path).load()
+        assert (folder / "state.pt").exists() == (room == 44)
+        remount("size=16m")
+        assert run_cli(*command)[0] == 0
+        assert remains(folder) == remains(tmp_path / "whole")
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_the_first_step(
+    tmp_path: Path, whole: dict[str, object]
+) -> None:
+    run = Run(two_stages(), tmp_path / "disk" / "run")
+    with mounted(tmp_path / "disk", "ro") as remount:
         with pytest.raises(StoreError, match="Read-only file system"):
-            train(Run(two_stages(), tmp_path / "run"), monitor=after(0))
-    finally:
-        subprocess.run(["umount", str(tmp_path)], check=True)
+            train(run, monitor=after(0))
+        remount("rw")
+        with pytest.raises(Stopped):
+            train(run, monitor=after(3))
+        before = remains(run.folder)
+        remount("ro")
+        with pytest.raises(StoreError, match="Read-only file system"):
+            train(run, monitor=after(0))
+        assert remains(run.folder) == before
+        remount("rw")
+        train(run)
+        assert remains(run.folder) == whole
 
 
 @dataclass(frozen=True)
@@ -446,9 +483,51 @@ class Large(Standard):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
 
-def test_a_step_that_needs_too_much_memory_says_what_would_fit(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"stage 0 .* does not fit into the memory of cpu with 64 images.*batch=32"):
-        train(Run(tiny(stage__0__method="test_resume:Large"), tmp_path / "run"))
+@pytest.mark.parametrize(
+    ("name", "changes", "ways"),
+    [
+        ("standard-digits", {}, r"64 images a step\. --set stage\.0\.accumulate=2 takes the same images in 2 parts, or "
+         r"--set stage\.0\.batch=32 takes fewer: another run, so with another --out"),
+        ("standard-digits", {"stage__0__accumulate": 8}, r"64 images a step in 8 parts\. --set stage\.0\.accumulate=16 takes"),
+        ("standard-digits", {"stage__0__batch": 1}, r"with 1 images a step, and it cannot be fewer: take a smaller --model"),
+    ],
+)  # fmt: skip
+def test_a_step_that_needs_too_much_memory_says_what_would_fit(
+    name: str, changes: dict[str, int], ways: str, tmp_path: Path
+) -> None:
+    asked = tiny(name, stage__0__method="test_resume:Large", **changes)
+    with pytest.raises(TrainingError, match=rf"stage 0 .* does not fit into the memory of cpu with {ways}"):
+        train(Run(asked, tmp_path / "run"))
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["run.json"]
+
+
+def test_a_method_that_compares_the_images_of_a_batch_is_not_told_to_cut_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "_run_stage", lambda *_: torch.zeros(2**45))  # which no machine has room for
+    with pytest.raises(
+        TrainingError, match=r"with 64 images a step\. --set stage\.0\.batch=32 takes fewer: another run"
+    ):
+        train(Run(two_stages(), tmp_path / "run"))
+
+
+def test_validation_halves_what_does_not_fit_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = training.data.load("digits", training.Split.TEST, Path()).take(slice(100))
+    torch.manual_seed(0)
+    nets = nets_after(tiny(), 1, 10, (1, 8, 8)).eval()
+    threat = ThreatModel.parse("linf-0.1")
+    usual = training.validate(nets, images, threat, seed=3)
+    forward = Nets.forward
+
+    def narrow(self: Nets, x: Tensor) -> Tensor:
+        return torch.zeros(2**45) if len(x) > 30 else forward(self, x)
+
+    monkeypatch.setattr(Nets, "forward", narrow)
+    assert training.validate(nets, images, threat, seed=3) == {**usual, "images validated at once": 25.0}
+    assert 0 < usual["validation robust"] < usual["validation clean"]
+    monkeypatch.setattr(Nets, "forward", lambda self, x: torch.zeros(2**45))
+    with pytest.raises(RuntimeError, match="allocate"):
+        training.validate(nets, images, threat, seed=3)
 
 
 def test_a_clock_that_steps_back_changes_nothing(

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import random
+import re
 import signal
 import time
 import traceback
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from crash import Disk, killed, lay
+from crash import Disk, killed, lay, mounted
 from test_evaluation import Corner, name
 from test_part import bare, files_of, planned
 from test_results import CELL, failure, result
@@ -24,7 +25,7 @@ from robench.errors import StoreError
 from robench.evaluation import Engine
 from robench.job import Job
 from robench.part import Parts, Span, gaps
-from robench.results import Store
+from robench.results import Failure, Result, Store
 from robench.signals import terminating
 
 CPU = torch.device("cpu")
@@ -204,12 +205,109 @@ def test_sixteen_writers_of_a_thousand_records_lose_nothing(tmp_path: Path) -> N
     many_writers(tmp_path, 16, 1000)
 
 
+@pytest.mark.parametrize("before", [False, True], ids=["nothing there", "a failure there"])
+def test_of_different_results_written_in_one_instant_one_is_kept_and_the_others_are_an_error(
+    before: bool, tmp_path: Path
+) -> None:
+    store, verdicts = Store(tmp_path), tmp_path / "verdicts"
+    verdicts.mkdir()
+    if before:
+        store.put(failure())
+
+    def put(robust: int) -> None:
+        try:
+            store.put(result(robust=robust))
+            (verdicts / f"kept {robust}").touch()
+        except StoreError as error:
+            (verdicts / f"refused {robust}").write_text(str(error))
+
+    at_once([lambda robust=robust: put(robust) for robust in range(4)])  # type: ignore[misc]
+    kept, *refused = sorted(verdicts.iterdir())
+    assert [path.name.split()[0] for path in (kept, *refused)] == ["kept", "refused", "refused", "refused"]
+    assert store.get(CELL) == result(robust=int(kept.name.split()[1]))
+    assert all("holds another result for the same cell" in path.read_text() for path in refused)
+    assert files_of(tmp_path / "cells") == [f"{CELL.key}.json"]
+
+
+@pytest.mark.parametrize("other", [result(robust=6), failure()], ids=["result", "failure"])
+def test_one_that_comes_between_a_look_and_a_write_is_seen(
+    other: Result | Failure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, first = Store(tmp_path), [True]
+
+    def meanwhile(point: str, path: Path) -> None:
+        if point == "synced" and first and first.pop():
+            store.put(other)
+
+    monkeypatch.setattr(files, "hook", meanwhile)
+    if isinstance(other, Result):
+        with pytest.raises(StoreError, match="holds another result for the same cell: 6 robust images there, 5 now"):
+            store.put(result(robust=5))
+        assert store.get(CELL) == other
+    else:
+        store.put(result(robust=5))
+        assert store.get(CELL) == result(robust=5)
+
+
 def test_two_results_for_one_cell_are_an_error_whoever_comes_first(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.put(failure())
     store.put(result(robust=5))
     with pytest.raises(StoreError, match="holds another result for the same cell: 5 robust images there, 6 now"):
         store.put(result(robust=6))
+
+
+# disks
+
+
+def test_a_read_only_folder_of_results_is_said_before_the_first_pass_and_nothing_is_lost(
+    standard: Checkpoint, tmp_path: Path, run_cli: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, engine = tmp_path / "disk", Engine(CPU)
+    job = planned(engine, standard)
+    command = ["evaluate", standard.folder, "--attack", "pgd-5", "--threat", "linf-0.1", "--count", COUNT]
+    with mounted(folder, "size=8m") as remount:
+        Parts(folder, job.cell).put(engine.run_part(job, 0, 6))
+        before = files_of(folder)
+        remount("ro")
+        with monkeypatch.context() as patched:
+            patched.setattr(Engine, "run_part", None)
+            code, _, err = run_cli(*command, "--results", folder)
+        assert code == 2
+        assert f"error: cannot write in {folder}: Read-only file system. Choose another folder" in err
+        for reading in (["verify", folder], ["list", "results", "--results", folder]):
+            code, out, err = run_cli(*reading)
+            assert code == 0, err
+            assert "6 of 24 images" in out or "unfinished: 6 images" in out
+        assert files_of(folder) == before
+        remount("rw")
+        assert run_cli(*command, "--results", folder)[0] == 0
+        assert bare(Store(folder).get(job.cell)) == bare(engine.evaluate(job))
+        remount("ro")
+        assert run_cli("report", "--results", folder)[0] == 0
+        assert run_cli("verify", folder)[0] == 0
+
+
+@pytest.mark.parametrize("room", [16, 32])
+def test_a_full_disk_keeps_what_was_done_and_the_same_command_goes_on(
+    room: int, standard: Checkpoint, tmp_path: Path, run_cli: Callable[..., tuple[int, str, str]]
+) -> None:
+    folder, engine = tmp_path / "disk", Engine(CPU)
+    job = planned(engine, standard)
+    command = ["evaluate", standard.folder, "--attack", "pgd-5", "--threat", "linf-0.1", "--count", COUNT]
+    command += ["--batch", 3, "--results", folder]
+    with mounted(folder, f"size={room}k") as remount:
+        code, _, err = run_cli(*command)
+        assert code == 74
+        assert re.search(rf"error: cannot write {folder}/\S+ \([0-9,]+ bytes\): No space left on device", err)
+        there = [part.span for part in Parts(folder, job.cell).every()]
+        assert 0 < len(there) < COUNT // 3
+        assert not list(folder.rglob("*.claim"))
+        remount("size=8m")
+        ran = tmp_path / "log"
+        assert bare(evaluate([job], folder, 3, ran)[0]) == bare(engine.evaluate(job))
+        assert spans(ran, job) == list(gaps(there, COUNT, 3))
+        assert finished(folder, [job])
 
 
 # kill -9
@@ -322,13 +420,27 @@ def test_after_a_power_cut_parts_are_whole_or_absent(
 def test_a_stopped_command_says_that_it_goes_on_and_does(
     standard: Checkpoint, tmp_path: Path, run_cli: Callable[..., tuple[int, str, str]], number: int, code: int
 ) -> None:
-    folder, said = tmp_path / "results", tmp_path / "said"
+    folder, said, sent = tmp_path / "results", tmp_path / "said", tmp_path / "sent"
     job = planned(Engine(CPU), standard, "pgd@steps=50", "linf-0.001")  # breaks little, so that it takes a while
     command = ["evaluate", standard.folder, "--attack", "pgd@steps=50", "--threat", "linf-0.001", "--count", COUNT]
     command += ["--batch", 1, "--device", "cpu", "--results", folder]
+
+    def hold(point: str, path: Path) -> None:
+        """At the end of the third part, wait for the signal: a fast child must not come to its end before."""
+        while point == "kept" and path.name == "2-3.json" and not sent.exists():
+            time.sleep(0.01)
+
     child = os.fork()
     if child == 0:
+        files.hook = hold
         signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a shell; whoever runs tests may ignore it
+        left = iter(range(2))
+
+        def wait(point: str, path: Path) -> None:  # once three parts are there, for the signal
+            if (point, path.parent.parent.name, path.suffix) == ("kept", "parts", ".json") and next(left, None) is None:
+                time.sleep(60)
+
+        files.hook = wait
         with said.open("w", buffering=1) as stream, contextlib.redirect_stderr(stream):
             try:
                 main([str(word) for word in command])
@@ -338,10 +450,11 @@ def test_a_stopped_command_says_that_it_goes_on_and_does(
     while len(list(folder.glob("parts/*/*.json"))) < 3:
         time.sleep(0.001)
     os.kill(child, number)
+    sent.touch()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == code
     assert "the same command goes on" in said.read_text()
     assert not list(folder.glob("parts/*/*.claim"))
-    assert 3 <= len(list(folder.glob("parts/*/*.json"))) < COUNT
+    assert len(list(folder.glob("parts/*/*.json"))) == 3
     assert run_cli(*command)[0] == 0
     assert bare(Store(folder).get(job.cell)) == bare(Engine(CPU).evaluate(job))
     assert finished(folder, [job])

@@ -122,7 +122,7 @@ def test_a_record_that_claims_too_much_is_found_out(trained: Path, tmp_path: Pat
     assert code == 1
     assert "NOT broken again" in told
     code, _, told = run_cli(
-        "show", path, "--images", 2, "--out", tmp_path / "x.png", "--checkpoints", tmp_path / "none"
+        "show", path, "--images", 2, "--out", tmp_path / "x.png", "--checkpoints", tmp_path / "results"
     )
     assert code == 2
     assert "no checkpoint in" in told

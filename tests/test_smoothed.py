@@ -253,7 +253,7 @@ def test_texts_are_read(text: str, expected: Inference) -> None:
         (("tis",), "Did you mean 'tsi'"),
         (("tsi@blur=1",), "unknown key 'blur' (keys: draws, average, area"),
         (("tsi@adaptive=true",), "unknown key 'adaptive'"),
-        (("tsi@area=2",), "augment.area must be between"),
+        (("tsi@area=2",), "--inference tsi: area must be between"),
         (("tsi@flip=maybe",), "flip: expected bool"),
     ],
 )

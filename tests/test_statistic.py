@@ -234,3 +234,12 @@ def test_the_spread_of_seeds(values: list[float]) -> None:
 
 def test_no_library_is_loaded_before_it_is_needed() -> None:
     assert not {"scipy", "statsmodels"} & vars(statistic).keys()
+
+
+def test_the_interval_of_a_mean_over_seeds() -> None:
+    # of two values t is tan(0.475 pi) = 12.706, and the interval's half is t times half their distance
+    assert statistic.mean_interval([0.2, 0.4]) == pytest.approx((0.3 - 1.27062, 0.3 + 1.27062), abs=1e-4)
+    low, high = statistic.mean_interval([0.1, 0.2, 0.3])  # type: ignore[misc]
+    assert (high - low) / 2 == pytest.approx(4.30265 * 0.1 / 3**0.5, abs=1e-5)
+    assert statistic.mean_interval([0.25, 0.25, 0.25]) == (0.25, 0.25)
+    assert statistic.mean_interval([0.2]) is None

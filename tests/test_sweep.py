@@ -106,6 +106,14 @@ def test_runs_have_readable_names_of_their_own() -> None:
     )
 
 
+def test_an_axis_by_another_name_is_the_same_grid() -> None:
+    assert points("stage.0.options.lambda=1/16,1/256", "seed=0,1") == points(
+        "stage.0.options.regularise=1/16,1/256", "seed=0,1"
+    )
+    with pytest.raises(UsageError, match=r"regularise is given under two names: put all values in one"):
+        points("stage.0.options.lambda=1/16", "stage.0.options.regularise=1/256")
+
+
 def test_a_changed_recipe_has_another_name_so_that_no_published_figure_is_its() -> None:
     assert {each.recipe.name for each in points("stage.0.epochs=2", "seed=0,1")} == {"rocl-digits-epochs=2"}
     assert {each.recipe.name for each in points("seed=0,1")} == {"rocl-digits"}
@@ -123,7 +131,7 @@ def test_long_names_are_cut_and_stay_apart() -> None:
     [
         (["stage.0.optimizer.lr=1,2"], "stage.0.optimizer: unknown key; did you mean 'optimiser'"),
         (["epochs=1,2"], "epochs: unknown key"),
-        (["stage.0.options.regularize=1,2"], "regularize"),
+        (["stage.0.options.regularised=1,2"], "regularised"),
         (["stage.0.options.step=0.1,much"], "much"),
         (["stage.5.epochs=1"], "there is no item '5'"),
         (["model=cnn,resnet81"], "Did you mean 'resnet18'"),

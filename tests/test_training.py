@@ -17,6 +17,8 @@ from robench import state as states
 from robench.checkpoint import Checkpoint, open_checkpoint
 from robench.data import Split
 from robench.errors import CheckpointError, DataError, RobenchError, StoreError, TrainingError, UsageError
+from robench.losses import distance
+from robench.methods.rocl import RoCL
 from robench.methods.standard import Standard
 from robench.models import Nets
 from robench.protocols import Batch, Moment, Progress
@@ -528,6 +530,57 @@ def test_what_is_measured_is_logged_and_shown_beside_the_loss(tmp_path: Path) ->
     assert min(gains) > 0
     assert "attack gain" in told[0].values
     assert not any("attack gain" in row for row in rows if row["method"] == "linear")
+
+
+@dataclass(frozen=True)
+class Reversed(RoCL):
+    """RoCL whose attack has the wrong sign: it makes images more recognisable."""
+
+    def apart(self, adv: Tensor, target: Tensor) -> Tensor:
+        return -super().apart(adv, target)
+
+
+def reversed_rocl(**changes: Any) -> Recipe:
+    options = {"hidden": 16, "dimensions": 8, "steps": 2}
+    return tiny("rocl-digits", stage__0__method=f"{__name__}:Reversed", stage__0__options=options, **changes)
+
+
+def test_an_attack_with_the_wrong_sign_warns_once_and_stops_after_an_epoch(tmp_path: Path) -> None:
+    told: list[str] = []
+    with pytest.raises(TrainingError, match=r"gains -\d.* over the whole of epoch 1, and must gain more than 0"):
+        train(Run(reversed_rocl(), tmp_path / "run", tell=told.append))
+    (warning,) = told
+    assert "warning: the attack of stage 0" in warning
+    assert "gains -" in warning
+    assert "sign of the attack's loss" in warning
+    assert not (tmp_path / "run" / "last.json").exists()
+
+
+@pytest.mark.parametrize("loss", ["mse", "l1", "cosine"])
+def test_a_distance_with_the_wrong_sign_stops_too(loss: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("robench.methods.rocl.distance", lambda *given: -distance(*given))
+    options = {"hidden": 16, "dimensions": 8, "steps": 2, "attack_loss": loss}
+    with pytest.raises(TrainingError, match="must gain more than 0"):
+        train(Run(tiny("rocl-digits", stage__0__options=options), tmp_path / "run"))
+
+
+def test_a_ball_of_radius_0_leaves_nothing_to_gain_and_is_no_fault(tmp_path: Path) -> None:
+    told: list[str] = []
+    train(
+        Run(reversed_rocl(threat="linf-0", stage__0__epochs=1, stage__1__epochs=1), tmp_path / "run", tell=told.append)
+    )
+    assert told == []
+
+
+def test_the_command_line_passes_the_warning_on(
+    tmp_path: Path, run_cli: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RoCL, "apart", lambda self, adv, target: -RoCL.unrecognised(self, adv, target))
+    line = ("train", "rocl-digits", "--set", "model=cnn@width=2", "--smoke", "--checkpoints", tmp_path)
+    code, _, err = run_cli(*line)
+    assert code == 2
+    assert err.count("warning: the attack of stage 0 (rocl) gains -") == 1
+    assert err.count("the attack of stage 0 (rocl) gains -") == 2  # and the error
 
 
 @pytest.mark.parametrize(

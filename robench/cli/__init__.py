@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import traceback as tracebacks
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from robench.cli.launching import status
 from robench.cli.record import features, list_, show
 from robench.cli.report import plot, report, verify
 from robench.cli.training import sweep, train
-from robench.errors import RobenchError, StoppedError, UsageError
+from robench.errors import RobenchError, StoppedError, UsageError, nearest
 from robench.results import safe
 
 STOPPED = "stopped; what was finished is kept: the same command goes on"
@@ -39,7 +40,8 @@ def cli(traceback: bool) -> None:
 
     \b
     Exit codes: 0 done, 1 a cell failed and the others ran, 2 something to mend, 6 suspect with --strict, 70 a fault of
-    robench, 74 no room on the disk, 130 interrupted, 143 terminated. After 74, 130 and 143 the same command goes on where it stopped.
+    robench, 74 no room on the disk, 130 interrupted, 143 terminated. After 74, 130 and 143 the same command goes
+    on where it stopped.
     """  # noqa: D301 (to click the escape means: keep these lines)
 
 
@@ -80,6 +82,23 @@ def _check_filled(given: Sequence[str]) -> None:
             )
 
 
+def _said(error: click.ClickException, given: Sequence[str]) -> str:
+    """What click says of a line it cannot read, with one near match and the help that lists what there is."""
+    context = getattr(error, "ctx", None)
+    command = context.info_name if context and context.parent else next((w for w in given if w in cli.commands), "")
+    text = error.format_message()
+    if isinstance(error, click.NoSuchOption):
+        options = context.command.params if context else []
+        shown = [name for each in options if not getattr(each, "hidden", False) for name in each.opts]
+        match = nearest(error.option_name, shown)
+        text = f"No such option {error.option_name!r}." + (f" Did you mean {match!r}?" if match else "")
+    elif not command and text.startswith("No such command"):
+        match = nearest(given[0], cli.commands)
+        text = f"No such command {given[0]!r}." + (f" Did you mean {match!r}?" if match else "")
+    text = re.sub(r"is not a valid (integer|float) range\.", "is not a number.", text)
+    return f"{text} (robench {f'{command} ' if command else ''}--help)"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; errors a person can mend are one line and exit code 2."""
     import os
@@ -110,10 +129,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (RobenchError, click.ClickException) as error:
         if wants_traceback:
             tracebacks.print_exc()
-        text = error.format_message() if isinstance(error, click.ClickException) else str(error)
-        context = getattr(error, "ctx", None)
-        hint = f" (robench {context.info_name} --help)" if context and context.parent else ""
-        click.echo(f"error: {safe(text)}{hint}", err=True)
+        text = _said(error, given) if isinstance(error, click.ClickException) else str(error)
+        click.echo(f"error: {safe(text)}", err=True)
         code = error.code if isinstance(error, RobenchError) else 2
     except BrokenPipeError:
         code = 1

@@ -24,6 +24,8 @@ class Asked:
         intervals: whether intervals stand beside numbers; None as the format usually has them.
         reference: a file of figures that others measured.
         checkpoints: where training runs are, for what is told of them.
+        by: whose cost a cost table's Pareto marks are about.
+        unit: of that cost.
     """
 
     form: str
@@ -32,6 +34,8 @@ class Asked:
     intervals: bool | None = None
     reference: Path | None = None
     checkpoints: Path | None = None
+    by: str = "training"
+    unit: str = "seconds"
 
     @property
     def spelled(self) -> bool:
@@ -40,7 +44,7 @@ class Asked:
 
     def options(self, results: Path) -> dict[str, str | None] | None:
         """The report as plain options; None where it depends on more than the folder of results holds."""
-        if self.table == "cost" or self.checkpoints:
+        if self.checkpoints:
             return None
         file = None
         if self.reference:
@@ -54,6 +58,7 @@ class Asked:
             "table": self.table,
             "intervals": "yes" if self.spelled else "no",
             "reference": file,
+            **({"by": self.by, "unit": self.unit} if self.table == "cost" or self.form == "html" else {}),
             **filters,
         }
 
@@ -76,4 +81,6 @@ def again(options: Mapping[str, str | None], results: Path) -> Asked:
         Selection(**filters),
         None if said is None else said == "yes",
         file,
+        by=options.get("by") or "training",
+        unit=options.get("unit") or "seconds",
     )

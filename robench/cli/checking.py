@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from robench.cli.option import Choice, data_option
+from robench.cli.option import Choice, data_option, refuse
 from robench.errors import UsageError
 
 KINDS = ("attack", "method", "dataset", "model")
@@ -20,7 +20,10 @@ KINDS = ("attack", "method", "dataset", "model")
 @click.option("--shape", default="3x32x32", show_default=True, help="For a model: the images it is tried on.")
 @click.option("--classes", type=click.IntRange(min=2), default=10, show_default=True, help="For a model: how many.")
 @data_option
-def check(kind: str, name: str, laws: Sequence[str], shape: str, classes: int, data_root: Path) -> None:
+@click.pass_context
+def check(
+    context: click.Context, kind: str, name: str, laws: Sequence[str], shape: str, classes: int, data_root: Path
+) -> None:
     """Hold a KIND called NAME to the public laws: a name, my.py:object, or an installed plug-in.
 
     \b
@@ -33,9 +36,13 @@ def check(kind: str, name: str, laws: Sequence[str], shape: str, classes: int, d
     """  # noqa: D301 (to click the escape means: keep these lines)
     from robench.terminal import rows
 
+    if kind != "model":
+        refuse(context, ["--shape", "--classes"], f"is for robench check model, and this is robench check {kind}")
+    if kind != "dataset":
+        refuse(context, ["--data"], f"is for robench check dataset, and this is robench check {kind}")
     size = _shape(shape)
     lines, broken = [], 0
-    for law, outcome, demands in _outcomes(kind, name, list(laws) or None, size, classes, data_root):
+    for law, outcome, demands in _outcomes(kind, name, list(dict.fromkeys(laws)) or None, size, classes, data_root):
         broken += outcome.startswith("broken")
         lines.append([law, outcome, demands])
     rows(["law", "outcome", "what it demands"], lines)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from robench.cli.option import Choice, results_option
+from robench.cli.option import Choice, format_of, results_option
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,6 +38,7 @@ def compare(first: str, second: str, form: str, dataset: str | None, results: Pa
     from robench.cli.report import stored
     from robench.files import write
 
+    form = format_of(form, out)
     records = stored(results, dataset)
     found = paired.pairs(records, first, second, diagnosis.records(results))
     text = paired.csv(found) if form == "csv" else _text(paired.tables(found), form, file=out is not None)

@@ -21,7 +21,7 @@ def doctor(where: Where, results: Path) -> None:
     from robench.terminal import rows
 
     places = {"data": where.data_root, "checkpoints": where.checkpoints, "results": results}
-    found = looked.findings(places)
+    found = looked.findings(places, where.name, where.threads)
     rows(["state", "what", "found"], [[each.state, each.what, each.text] for each in found])
     if any(each.state == "wrong" for each in found):
         raise SystemExit(1)

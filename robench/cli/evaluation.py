@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from robench.cli.option import (
     Threat,
     Where,
     checkpoints_option,
-    compute,
+    compute_on_runs,
     device_option,
     results_option,
     torch_device,
@@ -28,17 +28,17 @@ from robench.cli.option import (
 from robench.cli.outside import Outside, outside
 from robench.cli.report import print_report
 from robench.cli.telling import finish, show_tables, tell, tell_gates
-from robench.errors import UsageError
+from robench.errors import CheckpointError, UsageError
 from robench.threat import ThreatModel
 
 if TYPE_CHECKING:
     from robench.checkpoint import Checkpoint
     from robench.evaluation import Engine
     from robench.gates import Judgement
+    from robench.handing import Order
     from robench.inference import Inference
     from robench.job import Job
     from robench.launch import Launch, Piece
-    from robench.launching import Order
     from robench.protocols import Target
     from robench.results import Failure, Result, Store
     from robench.suite import Suite
@@ -76,7 +76,11 @@ if TYPE_CHECKING:
     "eot-pgd or autoattack-rand, which climb through them.",
 )
 @click.option("--draws", type=int, help="For --inference tsi: augmentations an answer is made of; 30 by default.")
-@click.option("--average", help="For --inference tsi: probabilities (the default) or votes.")
+@click.option(
+    "--average",
+    type=Choice(["probabilities", "votes"]),
+    help="For --inference tsi: probabilities (the default) or votes.",
+)
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of the attacks.")
 @click.option("--batch", type=click.IntRange(min=1), default=500, show_default=True, help="Images at once.")
 @click.option(
@@ -103,7 +107,7 @@ if TYPE_CHECKING:
 )
 @click.option("--plan", is_flag=True, help="Show the cells, with passes and hours at most, and attack nothing.")
 @launched
-@compute
+@compute_on_runs
 @results_option
 @click.pass_context
 def evaluate(
@@ -144,19 +148,18 @@ def evaluate(
     from robench.files import check_writable
     from robench.registry import ATTACKS
 
-    if plan and (
-        idle := [
-            name for name, there in (("--json", as_json), ("--fail-under", thresholds), ("--strict", strict)) if there
-        ]
-    ):
+    unheard = {"--json": as_json, "--fail-under": thresholds, "--strict": strict, "--track": trackers}
+    if plan and (idle := [name for name, there in unheard.items() if there]):
         raise UsageError(f"--plan attacks nothing, so {idle[0]} has nothing to say: leave one of them away")
     for attack in attacks:
         ATTACKS.entry(attack)
+    if not attacks and not suites:
+        raise UsageError(_nothing(checkpoint, where.checkpoints))
     wanted = _suites(suites, attacks, threats, sources, draws)
     if wanted and precision != "float32":
         raise UsageError(f"--precision {precision} goes with --attack; suite {wanted[0].name} is a table in float32")
     answers = _inference(inference, draws, average)
-    handed = order(launcher, context)
+    handed = order(launcher, context, lambda needed: checkpoint if "all" in sources else list(filter(None, needed)))
     mine = launch.task(launcher.task) if launcher.task else None
     tried = [*attacks, *(column.attack for suite in wanted for column in suite.columns)]
     limits = [gates.parse(text, tried) for text in thresholds]
@@ -216,11 +219,15 @@ def evaluate(
         if plan:
             from robench.planning import table
 
-            made = table(engine, wanted_jobs, Store(results))
+            made = [table(engine, wanted_jobs, Store(results))]
+            if handed is not None:
+                from robench import launching
+
+                made.append(launching.plan(engine, wanted_jobs, Store(results), handed))
         else:
             told = tell(_ran(engine, wanted_jobs, Store(results), handed, mine), quiet)
     if plan:
-        show_tables([made], "terminal")
+        show_tables(made, "terminal")
         return
     judged = gates.judged(limits, [record for record, _ in told])
     config = {"attacks": " ".join(tried), "seed": seed}
@@ -256,26 +263,11 @@ def _ran(
     mine: tuple[Launch, Sequence[Piece]] | None,
 ) -> Iterator[tuple[Job, Result | Failure, bool]]:
     """Run jobs here, have other processes run them, or run what this process was handed."""
-    from robench import launch
+    from robench import launching
 
     if handed is not None:
-        from robench import launching
-
         return launching.run(engine, jobs, store, handed)
-    if mine is None:
-        return engine.run(jobs, store)
-    made, pieces = mine
-    if made.robench != __version__:
-        raise UsageError(
-            f"the launch is by robench {made.robench}, and here is {__version__}: install the same version on all machines"
-        )
-    within = launch.within(pieces)
-    known = {job.cell.key: job for job in jobs}
-    if absent := [key for key in within if key not in known]:
-        raise UsageError(
-            f"the cell {absent[0]} of the launch is none of this command: data or checkpoints have changed since"
-        )
-    return engine.run([known[key] for key in within], store, within)
+    return launching.work(engine, jobs, store, *mine) if mine else engine.run(jobs, store)
 
 
 @click.command(short_help="Look for signs of masked gradients: indicators G1 to G16.")
@@ -288,7 +280,7 @@ def _ran(
 @click.option("--format", "form", type=Choice(["terminal", "markdown"]), default="terminal", show_default=True)
 @click.option("--dataset", help="For --model: whose test images; cifar10 unless named.")
 @outside
-@compute
+@compute_on_runs
 @results_option
 def diagnose(
     checkpoint: str | None,
@@ -326,6 +318,10 @@ def diagnose(
     target: Target | None = outside.opened(engine, dataset)
     if target is None:
         target = open_checkpoint(checkpoint or "", where.checkpoints)
+    if any(other.sha256 == target.sha256 for other in others):
+        raise UsageError(
+            f"--source {target.name}: a model is no surrogate of itself; name another, or leave --source away"
+        )
     made = diagnosed(engine, target, threat=threat, sources=others, count=count, seed=seed, corners=corners)
     from robench.reporting import diagnosis_table
 
@@ -340,20 +336,31 @@ def diagnose(
 @checkpoints_option
 @results_option
 @device_option
-def demo(checkpoints: Path, results: Path, device: str) -> None:
+@launched
+@click.pass_context
+def demo(context: click.Context, checkpoints: Path, results: Path, device: str, launcher: Launcher) -> None:
     """Train five methods on real digits, attack them all, print the tables: the main job in a few minutes.
 
-    A smoke-sized experiment on 8x8 images, not CIFAR-10. Run it again and everything is there already.
+    A smoke-sized experiment on 8x8 images, not CIFAR-10. Run it again and everything is there already. With --launcher models
+    are trained by other processes and then attacked by others; the tables are the same.
     """
     from robench import demo as plan
+    from robench import launch
     from robench.files import check_writable
+    from robench.signals import terminating
     from robench.terminal import say, watched
 
+    handed = order(launcher, context)
+    mine = launch.task(launcher.task) if launcher.task else None
     check_writable(checkpoints)
     check_writable(results)
+    if mine:
+        with watched() as monitor:
+            tell(plan.work(checkpoints, results, torch_device(device), monitor, *mine))
+        return
     say(f"robench {__version__}: {plan.SUMMARY}")
-    with watched() as monitor:
-        told = tell(plan.run(checkpoints, results, torch_device(device), monitor), quiet=True)
+    with watched() as monitor, terminating() if handed else nullcontext():
+        told = tell(plan.run(checkpoints, results, torch_device(device), monitor, handed, say), quiet=True)
     print_report([record for record, _ in told], Asked("terminal"), None, results)
     say(f"checkpoints: {checkpoints}   results: {results}")
     say("next: robench report --format markdown, robench train rocl, robench evaluate --attack autoattack")
@@ -375,8 +382,6 @@ def _suites(
     from robench.suite import suite
 
     found = [suite(name) for name in names]
-    if not attacks and not found:
-        raise UsageError("nothing to do: name an --attack (robench list attacks) or a --suite (robench list suites)")
     if threats and not attacks:
         raise UsageError(f"--threat goes with --attack; suite {found[0].name} has threats of its own")
     if sources and not attacks and not any(each.roles for each in found):
@@ -384,6 +389,21 @@ def _suites(
     if draws is not None and (own := [each.name for each in found if each.smooths]):
         raise UsageError(f"suite {own[0]} says itself over how many draws; leave --draws out")
     return found
+
+
+def _nothing(names: Sequence[str], root: Path) -> str:
+    """What an evaluation lacks that has no attack: that, and the checkpoints that are not there either."""
+    text = "nothing to do: name an --attack (robench list attacks) or a --suite (robench list suites)"
+    if not names:
+        return text
+    from robench.checkpoint import open_checkpoint
+
+    for name in names:
+        try:
+            open_checkpoint(name, root)
+        except CheckpointError as error:
+            return f"{text}; and {error}"
+    return f"{text}, such as robench evaluate {' '.join(names)} --attack pgd-20"
 
 
 def _inference(text: str | None, draws: int | None, average: str | None) -> Inference | None:
@@ -450,4 +470,7 @@ def _sources(text: str, targets: Sequence[Target], root: Path) -> list[list[Targ
         raise UsageError(
             f"--source {text}: an ensemble is CHECKPOINT+CHECKPOINT, with a name on each side of the plus sign"
         )
-    return [[open_checkpoint(part, root) for part in parts]]
+    members = [open_checkpoint(part, root) for part in parts]
+    if len({member.sha256 for member in members}) < len(members):
+        raise UsageError(f"--source {text}: an ensemble holds each checkpoint once; one stands twice here")
+    return [[*members]]

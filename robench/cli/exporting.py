@@ -42,12 +42,13 @@ def export(
     Refuses what its leaderboard does not compare: another attack than the standard AutoAttack, part of the test images, other
     threats, transfer, flags.
     """
+    from robench import diagnosis
     from robench.files import write
     from robench.leaderboard import About, model_info
     from robench.results import Store
 
     about = About(title, link, authors, venue, architecture, additional_data, footnote)
-    made = model_info(Store(results).records(), checkpoint, about, threat)
+    made = model_info(Store(results).records(), checkpoint, about, threat, diagnosis.records(results))
     if out is not None:
         write(out, made.encode())
     else:

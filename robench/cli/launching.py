@@ -1,4 +1,4 @@
-"""Handing an evaluation out: its options, what a process runs, and `robench status`."""
+"""Handing work out: its options, what a process runs, and `robench status`."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from robench.cli.option import Choice, results_option
+from robench.cli.option import Choice, checkpoints_option, results_option
 from robench.errors import RobenchError, UsageError
 
 if TYPE_CHECKING:
-    from robench.launching import Order
+    from robench.handing import Order
+    from robench.launch import Launch
+    from robench.watch import Standing
 
 F = TypeVar("F", bound=Callable[..., Any])
 OWN = (  # options that a process of a launch is not given
-    *("launcher", "jobs", "settings", "minutes", "poll", "task"),
-    *("thresholds", "strict", "as_json", "trackers", "quiet", "plan"),
+    *("launcher", "jobs", "slurm_settings", "minutes", "poll", "task"),
+    *("thresholds", "strict", "as_json", "trackers", "quiet", "plan", "only_plan", "resume"),
 )
 
 
@@ -56,13 +58,13 @@ def launched(command: F) -> Callable[..., None]:
     def told(
         launcher: str | None,
         jobs: int | None,
-        settings: tuple[str, ...],
+        slurm_settings: tuple[str, ...],
         minutes: float | None,
         poll: float | None,
         task: str | None,
         **others: Any,
     ) -> None:
-        command(launcher=Launcher(launcher, jobs, settings, minutes, poll, task), **others)
+        command(launcher=Launcher(launcher, jobs, slurm_settings, minutes, poll, task), **others)
 
     made: Callable[..., None] = told
     options = (
@@ -72,7 +74,7 @@ def launched(command: F) -> Callable[..., None]:
             "--minutes", type=click.FloatRange(min=0.01), help="A job on Slurm lasts about that; 10 by default."
         ),
         click.option(
-            "--slurm", "settings", multiple=True, metavar="KEY=VALUE", help="partition=gpu, time=4h. May repeat."
+            "--slurm", "slurm_settings", multiple=True, metavar="KEY=VALUE", help="partition=gpu, time=4h. May repeat."
         ),
         click.option(
             "--jobs", type=click.IntRange(min=1), help="Processes at a time; by default one for each GPU here."
@@ -86,8 +88,19 @@ def launched(command: F) -> Callable[..., None]:
     return made
 
 
-def order(given: Launcher, context: click.Context) -> Order | None:
+def order(
+    given: Launcher,
+    context: click.Context,
+    named: Callable[[Sequence[str]], Sequence[str]] = lambda checkpoints: (),
+    keep: Sequence[str] = (),
+) -> Order | None:
     """What was asked for; None to run here. Refuses before anything is planned what would not be heard.
+
+    Args:
+        given: on the command line.
+        context: of the command.
+        named: the arguments of a process of the launch, from the checkpoints that it needs.
+        keep: options that its processes are given, though processes of an evaluation are not.
 
     Raises:
         UsageError: for options without their launcher, unknown keys, or a library or Slurm that is absent.
@@ -102,29 +115,32 @@ def order(given: Launcher, context: click.Context) -> Order | None:
         ]
         extra += ["--slurm"] if given.settings else []
         if extra:
-            raise UsageError(f"{extra[0]} goes with --launcher local or --launcher slurm")
+            only = " or --launcher local" if extra[0] in ("--jobs", "--poll") else ""
+            raise UsageError(f"{extra[0]} goes with --launcher slurm{only}")
         return None
     if given.name == "local" and (given.settings or given.minutes is not None):
         raise UsageError(f"{'--slurm' if given.settings else '--minutes'} goes with --launcher slurm")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(
+            "--launcher starts processes of its own, and torchrun several of this one: leave one of the two out"
+        )
     settings = slurm.parse(given.settings)
     if given.name == "slurm":
         slurm.check(settings, 1)
 
-    from robench.launching import Order, imported
+    from robench.handing import Order, imported
 
     imported()
-    threads = _threads(given, context)
+    threads, command = _threads(given, context), context.info_name or ""
 
     def task(path: Path, number: int, checkpoints: Sequence[str]) -> Task:
-        names = list(context.params["checkpoint"]) if "all" in context.params["sources"] else filter(None, checkpoints)
-        return Task(
-            ("evaluate", *names, *options(context), *threads, "--task", f"{path.resolve()}:{number}"), str(Path.cwd())
-        )
+        mine = "--task", f"{path.resolve()}:{number}"
+        return Task((command, *named(checkpoints), *options(context, keep), *threads, *mine), str(Path.cwd()))
 
     return Order(given.name, task, given.jobs, given.minutes or 10.0, settings, given.poll)
 
 
-def options(context: click.Context) -> list[str]:
+def options(context: click.Context, keep: Sequence[str] = ()) -> list[str]:
     """The options that a command was called with, again as a line, without those of handing out."""
     from click.core import ParameterSource
 
@@ -132,7 +148,7 @@ def options(context: click.Context) -> list[str]:
     for option in context.command.params:
         where = context.get_parameter_source(option.name or "")
         given = where in (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
-        if not isinstance(option, click.Option) or option.name in OWN or not given:
+        if not isinstance(option, click.Option) or not given or (option.name in OWN and option.name not in keep):
             continue
         value = context.params[option.name]
         if option.is_flag:
@@ -145,7 +161,7 @@ def options(context: click.Context) -> list[str]:
 
 def _threads(given: Launcher, context: click.Context) -> tuple[str, ...]:
     """CPU threads of one of several processes here that share the cores, where nothing else was said."""
-    if given.name != "local" or context.params["threads"] is not None or not given.jobs or given.jobs == 1:
+    if given.name != "local" or context.params.get("threads", 1) is not None or not given.jobs or given.jobs == 1:
         return ()
     return "--threads", str(max(1, (os.cpu_count() or 1) // given.jobs))
 
@@ -166,12 +182,14 @@ class Task:
         """Run it; gives the exit code where it is that of a command which ran: 0, or 1 if a cell failed."""
         os.chdir(self.folder)
         signal.signal(signal.SIGTERM, _stop)
+        requeue = _warned()
         sys.argv = ["robench", *self.line]
         try:
             runpy.run_module("robench", run_name="__main__", alter_sys=True)
         except SystemExit as error:
             code = error.code if isinstance(error.code, int) else 0
             if code > 128:
+                requeue()
                 raise
             if code > 1:
                 raise RobenchError(f"robench {' '.join(self.line)} ended with exit code {code}: see its log") from None
@@ -189,28 +207,81 @@ def _stop(number: int, _frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
-@click.command(short_help="How far a launched evaluation is.")
-@results_option
-def status(results: Path) -> None:
-    """Say of each cell of the latest launch whether it is done, running, missing or failed, from the files alone.
+def _warned() -> Callable[[], None]:
+    """Let the scheduler's warning stop the command as SIGTERM does, so that a training run saves its state first.
 
-    Exit code 1 when a cell is missing or failed. What is missing is run by the command that launched it.
+    Returns:
+        What then has the job queued again, as the warning alone would have; nothing where none came.
     """
-    from robench import launch
+    import submitit
+
+    name = submitit.core.job_environment.JobEnvironment.USR_SIG
+    number = signal.Signals[f"SIG{name}"]
+    before = signal.getsignal(number)
+    came: list[FrameType | None] = []
+
+    def warned(_number: int, frame: FrameType | None) -> None:
+        came.append(frame)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if not callable(before):
+        return lambda: None
+    signal.signal(number, warned)
+    return lambda: before(number, None) if came else None
+
+
+@click.command(short_help="How far launched evaluations and training runs are.")
+@checkpoints_option
+@results_option
+@click.option("--clean", is_flag=True, help="Take away launches that are complete, or at which nobody works any more.")
+def status(checkpoints: Path, results: Path, clean: bool) -> None:
+    """Say of each cell and training run that was launched whether it is done, running, missing or failed, from the files alone.
+
+    Shows the latest launch, and those before it that are not complete. Exit code 1 when something is missing or failed. What
+    is missing is run by the command that launched it.
+    """
+    from robench import launch, watch
+    from robench.terminal import say
+
+    if clean:
+        for root in (checkpoints, results):
+            for each in watch.tidy(root, dead=True):
+                say(f"removed: {launch.folder(root) / each.id}.json and what its processes said")
+    found = [(made, root) for root in (checkpoints, results) for made in launch.every(root)]
+    if clean and not found:
+        return
+    if not found:
+        raise UsageError(
+            f"nothing was launched into {results} or {checkpoints}: robench evaluate --attack pgd-20 --launcher local"
+        )
+    found.sort(key=lambda each: each[0].id)
+    looks = [(made, watch.Watch(made, root).look()) for made, root in found]
+    seen: set[str] = set()
+    states: set[str] = set()
+    for made, standings in reversed(looks):
+        own = {each.wanted.key for each in standings}
+        if seen and (own <= seen or all(map(watch.ended, standings))):
+            continue  # what was handed out again is told once
+        seen |= own
+        _tell(made, standings)
+        states |= {each.state for each in standings}
+    if "missing" in states:
+        say("the command that launched it runs what is missing, and only that")
+    if states & {"missing", "failed"}:
+        raise SystemExit(1)
+
+
+def _tell(made: Launch, standings: Sequence[Standing]) -> None:
+    """A launch, line by line."""
+    from robench import watch
     from robench.results import safe
     from robench.terminal import rows, say
 
-    found = launch.latest(results)
-    standings = launch.Watch(found, results).look()
     lines = [
-        [each.state, safe(each.cell.label), f"{each.images:,} of {each.cell.count:,}", ", ".join(each.holders)]
+        [each.state, safe(each.wanted.label), each.reached, ", ".join(each.holders) or safe(each.reason)]
         for each in standings
     ]
-    rows(["state", "cell", "images", "by"], lines)
-    say(launch.summary(standings))
-    if found.scheduled:
-        say(f"in Slurm: squeue -j {','.join(found.scheduled)}")
-    if any(each.state == "missing" for each in standings):
-        say("the command that launched it runs what is missing, and only that")
-    if any(each.state in ("missing", "failed") for each in standings):
-        raise SystemExit(1)
+    rows(["state", "run", "reached", "by"] if made.runs else ["state", "cell", "images", "by"], lines)
+    say(watch.summary(standings))
+    if made.scheduled and not all(map(watch.ended, standings)):
+        say(f"in Slurm: squeue -j {','.join(made.scheduled)}")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from robench.errors import UsageError, nearest
 from robench.threat import ThreatModel
@@ -16,6 +17,9 @@ from robench.threat import ThreatModel
 if TYPE_CHECKING:
     import torch
 
+ENDINGS = {".md": "markdown", ".csv": "csv", ".tex": "latex", ".json": "json", ".html": "html"}
+BY = ("training", "evaluation", "total")  # `spending.BY`, which is not imported for --help
+UNITS = ("seconds", "passes", "joules")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -45,11 +49,26 @@ class Choice(click.Choice[str]):
         return super().convert(value, param, ctx)
 
 
-def _folder(name: str, default: str, what: str) -> Callable[[F], F]:
-    return click.option(name, type=click.Path(path_type=Path), default=default, show_default=True, help=what)
+def there(context: click.Context, option: click.Parameter, folder: Path | None) -> Path | None:
+    """The folder, which must be there if somebody named it; a callback of an option.
+
+    Raises:
+        UsageError: if it is not.
+    """
+    named = context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
+    if named and folder is not None and not folder.is_dir():
+        kind = "is a file, not a folder" if folder.exists() else "there is no such folder"
+        raise UsageError(f"{option.opts[0]} {folder}: {kind}; name one that robench train or robench demo has filled")
+    return folder
+
+
+def _folder(name: str, default: str, what: str, check: Any = None) -> Callable[[F], F]:
+    kind: Any = click.Path(path_type=Path)
+    return click.option(name, type=kind, default=default, show_default=True, help=what, callback=check)
 
 
 checkpoints_option = _folder("--checkpoints", "checkpoints", "Where training runs are.")
+runs_option = _folder("--checkpoints", "checkpoints", "Where training runs are.", there)
 results_option = _folder("--results", "results", "Where results are.")
 data_option = click.option(
     "--data",
@@ -100,13 +119,84 @@ class Where:
 
 def compute(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of whatever computes, as one `where`."""
+    return _computing(command, checkpoints_option)
 
+
+def compute_on_runs(command: Callable[..., None]) -> Callable[..., None]:
+    """The same for a command that reads training runs and makes none."""
+    return _computing(command, runs_option)
+
+
+def _computing(command: Callable[..., None], folder: Callable[[Any], Any]) -> Callable[..., None]:
     @wraps(command)
     def told(device: str, threads: int | None, data_root: Path, checkpoints: Path, **others: Any) -> None:
         command(where=Where(device, threads, data_root, checkpoints), **others)
 
     made: Callable[..., None] = told
-    for option in (checkpoints_option, data_option, threads_option, device_option):
+    for option in (folder, data_option, threads_option, device_option):
+        made = option(made)
+    return made
+
+
+def format_of(form: str, out: Path | None) -> str:
+    """The format of a report: the one that was named, or else what the ending of its file says.
+
+    Args:
+        form: of the option `--format` of the command that runs.
+        out: the file, if any.
+
+    Raises:
+        UsageError: if both were named and differ; text for a terminal goes into any file.
+    """
+    meant = ENDINGS.get(out.suffix.lower(), form) if out is not None else form
+    named = click.get_current_context().get_parameter_source("form") is ParameterSource.COMMANDLINE
+    if not named or meant == form or form == "terminal":
+        return form if named else meant
+    raise UsageError(
+        f"--out {out} has the ending of {meant}, and --format is {form}: leave --format away, or end otherwise"
+    )
+
+
+def refuse(context: click.Context, names: Sequence[str], why: str) -> None:
+    """Refuse options that were given and would not be heard.
+
+    Args:
+        context: of the command.
+        names: of the options.
+        why: what they are for, and what to do.
+
+    Raises:
+        UsageError: naming the first that was given.
+    """
+    for option in context.command.params:
+        given = context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
+        if given and (idle := set(option.opts) & set(names)):
+            raise UsageError(f"{idle.pop()} {why}")
+
+
+def filtered(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that say which results it is about, as one `selection`."""
+
+    @wraps(command)
+    def told(dataset: str | None, **others: Any) -> None:
+        from robench.selection import Selection
+
+        named = {name: others.pop(name) for name in ("attack", "threat", "source", "seed")}
+        command(selection=Selection(dataset=(dataset,) if dataset else (), **named), **others)
+
+    made: Callable[..., None] = told
+    for option in (
+        click.option("--seed", multiple=True, metavar="N", help="Only these seeds of attacks. May repeat."),
+        click.option(
+            "--source",
+            multiple=True,
+            metavar="CHECKPOINT",
+            help="Only crafted on these, or on none: white-box. May repeat.",
+        ),
+        click.option("--threat", multiple=True, metavar="NORM[-EPS]", help="Only these norms or threats. May repeat."),
+        click.option("--attack", multiple=True, metavar="NAME", help="Only these attacks. May repeat."),
+        click.option("--dataset", help="Only results on this data set."),
+    ):
         made = option(made)
     return made
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from robench.cli.option import Choice, Threat, Where, compute, results_option
+from robench.cli.option import Choice, Threat, Where, compute_on_runs, refuse, results_option
 from robench.errors import UsageError
 from robench.threat import ThreatModel
 
@@ -24,9 +26,11 @@ if TYPE_CHECKING:
 )
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="The PNG to write.")
 @click.option("--keep", is_flag=True, help="Store the images in the results, for reports and robench plot.")
-@compute
+@compute_on_runs
 @results_option
+@click.pass_context
 def show(
+    context: click.Context,
     cell: str,
     images: int | None,
     out: Path | None,
@@ -46,26 +50,36 @@ def show(
         raise UsageError("--images N goes with --out FILE.png, with --keep, or with both")
     if out is not None and out.suffix.lower() != ".png":
         raise UsageError(f"--out {out}: pictures are PNG, so the name must end in .png")
-    record = showing.find(results, cell)
-    click.echo(showing.words(record), nl=False)
     if images is None:
+        computing = ["--checkpoints", "--data", "--device", "--threads"]
+        refuse(
+            context,
+            computing,
+            "goes with --images N, which runs the attack again; in words a record needs nothing else",
+        )
+    record = showing.find(results, cell)
+    if images is None:
+        click.echo(showing.words(record), nl=False)
         return
     if isinstance(record, Failure) or not showing.broken(record):
-        raise UsageError("this cell has no broken images to draw")
+        raise UsageError("this cell has no broken images to draw: leave --images away to read what it says")
     _draw(record, images, out, results if keep else None, where)
 
 
 def _draw(record: Result, count: int, out: Path | None, results: Path | None, where: Where) -> None:
     """Write the pictures of a record to a file, beside the results or both, and say whether they are what it says."""
-    from robench import exhibits, pictures
+    from robench import exhibits, pictures, showing
     from robench.evaluation import Engine
     from robench.files import write
     from robench.terminal import say
 
     parts = record.cell.source.split("+") if record.cell.source else []
-    loaded = Engine(where.device, where.data_root).images(record.subject.dataset, record.cell.count)
-    checkpoint = _again(record.cell.checkpoint, record.subject, loaded, where.checkpoints)
-    sources = [_again(sha256, record.source, loaded, where.checkpoints) for sha256 in parts]
+    engine = Engine(where.device, where.data_root)
+    needed = partial(engine.images, record.subject.dataset, record.cell.count)
+    checkpoint = _again(record.cell.checkpoint, record.subject, needed, where.checkpoints)
+    sources = [_again(sha256, record.source, needed, where.checkpoints) for sha256 in parts]
+    loaded = needed()
+    click.echo(showing.words(record), nl=False)
     made = pictures.again(record, checkpoint, sources, loaded, count)
     if out is not None:
         write(out, pictures.grid(made.clean, made.adv))
@@ -80,7 +94,7 @@ def _draw(record: Result, count: int, out: Path | None, results: Path | None, wh
     say("all of them are broken again, as the record says")
 
 
-def _again(sha256: str, subject: Subject | None, images: Images, root: Path) -> Target:
+def _again(sha256: str, subject: Subject | None, images: Callable[[], Images], root: Path) -> Target:
     """What a record speaks of, opened again: a checkpoint by its digest, a classifier from elsewhere by what named it.
 
     Raises:
@@ -93,7 +107,7 @@ def _again(sha256: str, subject: Subject | None, images: Images, root: Path) -> 
     if not origin:
         return at_hand(sha256, root)
     stored = Path(origin["weights"]) if "weights" in origin else None
-    made = open_foreign(origin["model"], images, stored=stored, preprocess=origin.get("preprocess", ""))
+    made = open_foreign(origin["model"], images(), stored=stored, preprocess=origin.get("preprocess", ""))
     if made.sha256 != sha256:
         raise UsageError(
             f"{origin['model']} is not what it was: its digest is {made.sha256[:12]}, the record's {sha256[:12]}. Restore its "
@@ -110,7 +124,7 @@ def _again(sha256: str, subject: Subject | None, images: Images, root: Path) -> 
 @click.option(
     "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of the attack and t-SNE."
 )
-@compute
+@compute_on_runs
 @results_option
 def features(
     checkpoint: str,
@@ -155,8 +169,11 @@ def features(
 )
 @click.option("--format", "form", type=Choice(["terminal", "markdown"]), default="terminal", show_default=True)
 @results_option
-def list_(what: str, form: str, results: Path) -> None:
+@click.pass_context
+def list_(context: click.Context, what: str, form: str, results: Path) -> None:
     """List what there is, instantly."""
+    if what != "results":
+        refuse(context, ["--results"], f"is for robench list results; {what} come with robench and its plug-ins")
     from robench.listing import listing
     from robench.rendering.markdown import markdown
     from robench.reporting import Table

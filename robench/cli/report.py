@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING
 import click
 
 from robench.cli.asked import Asked, again
-from robench.cli.option import Choice, checkpoints_option, results_option
+from robench.cli.option import BY, UNITS, Choice, filtered, format_of, refuse, results_option, runs_option, there
 from robench.errors import UsageError
 from robench.suite import SUITES
 
 if TYPE_CHECKING:
     from robench.diagnosis import Diagnosis
-    from robench.exhibits import Exhibits
+    from robench.exhibits import Exhibits, Training
+    from robench.panels import Figure
     from robench.reference import Reference
     from robench.reporting import Table
     from robench.results import Failure, Result
+    from robench.selection import Selection
 
 
 @click.command(short_help="Print the tables of results/.")
@@ -33,24 +35,19 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--table",
-    type=Choice(["all", "white-box", "transfer", "union", "cells", "cost", "classes", *SUITES]),
+    type=Choice(["all", "white-box", "transfer", "union", "cells", "cost", "classes", "indicators", *SUITES]),
     default="all",
     show_default=True,
     help="A suite's table has ours beside the published; union: what attacks leave together, and what each adds; "
-    "classes: the class that is worst off. CSV holds one table: `cells` (a row per result) unless named.",
+    "classes: the class that is worst off; indicators: signs of masked gradients. CSV holds one table: `cells` (a row per "
+    "result) unless named.",
 )
 @click.option(
     "--intervals/--no-intervals",
     default=None,
     help="95 % intervals beside every accuracy, or their width below the table. By default in markdown, html and json.",
 )
-@click.option("--dataset", help="Only results on this data set.")
-@click.option("--attack", multiple=True, metavar="NAME", help="Only these attacks. May repeat.")
-@click.option("--threat", multiple=True, metavar="NORM[-EPS]", help="Only these norms or threats. May repeat.")
-@click.option(
-    "--source", multiple=True, metavar="CHECKPOINT", help="Only crafted on these, or on none: white-box. May repeat."
-)
-@click.option("--seed", multiple=True, metavar="N", help="Only these seeds of attacks. May repeat.")
+@filtered
 @click.option(
     "--reference",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -62,8 +59,12 @@ if TYPE_CHECKING:
 @click.option(
     "--checkpoints",
     type=click.Path(path_type=Path),
-    help="For --format html: add the training curves of the runs there. For --table cost: where those are.",
+    callback=there,
+    help="For --format html: add the training curves of the runs there. For --table cost: what they cost, where the results do "
+    "not hold it.",
 )
+@click.option("--by", type=Choice(list(BY)), help="For --table cost and html: whose cost the Pareto marks are about.")
+@click.option("--unit", type=Choice(list(UNITS)), help="Of that cost; seconds by default.")
 def report(
     form: str,
     table: str,
@@ -72,21 +73,25 @@ def report(
     out: Path | None,
     checkpoints: Path | None,
     reference: Path | None,
-    dataset: str | None,
-    **filters: tuple[str, ...],
+    selection: Selection,
+    by: str | None,
+    unit: str | None,
 ) -> None:
-    """Print the tables of everything in results/: a pure function of the files there.
+    """Print the tables of everything in results/: a pure function of the files there."""
+    from robench.selection import selected
 
-    The table `cost` also reads what training cost, from the checkpoints.
-    """
-    from robench.selection import Selection, selected
-
+    form = format_of(form, out)
+    if intervals is not None and form == "csv" and table not in ("white-box", "transfer"):
+        raise UsageError(
+            "--intervals in CSV is for --table white-box or transfer; other tables always have their columns"
+        )
     if checkpoints and form != "html" and table != "cost":
         raise UsageError(f"--checkpoints is for --format html or --table cost; --format {form} has no figures")
     if reference and table not in ("all", "white-box", *SUITES):
         raise UsageError(f"--reference is for --table white-box or a suite's; {table} has no row for it")
-    selection = Selection(dataset=(dataset,) if dataset else (), **filters)
-    asked = Asked(form, table, selection, intervals, reference, checkpoints)
+    if (by or unit) and table != "cost" and form != "html":
+        raise UsageError("--by and --unit are for --table cost or --format html; no other has Pareto marks")
+    asked = Asked(form, table, selection, intervals, reference, checkpoints, by or "training", unit or "seconds")
     print_report(selected(stored(results, None), selection), asked, out, results)
     if out is not None and (options := asked.options(results)):
         from robench.verification import remember
@@ -104,9 +109,15 @@ def report(
     "each run in --checkpoints logged; accuracy by class; adversarial images of robench show --keep; t-SNE of robench "
     "features.",
 )
-@click.option("--dataset", help="Only results on this data set.")
+@filtered
+@click.option(
+    "--by",
+    type=Choice(["attack", *BY]),
+    help="For --kind pareto: what each attack costs (the default), or each checkpoint in training, evaluation or total.",
+)
+@click.option("--unit", type=Choice(list(UNITS)), help="For --kind pareto: of the cost; seconds by default.")
 @results_option
-@checkpoints_option
+@runs_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -114,35 +125,78 @@ def report(
     metavar="FILE.(svg|png|pdf)",
     help="The file; its ending says the format.",
 )
-def plot(kind: str, dataset: str | None, results: Path, checkpoints: Path, out: Path) -> None:
+@click.pass_context
+def plot(
+    context: click.Context,
+    kind: str,
+    selection: Selection,
+    by: str | None,
+    unit: str | None,
+    results: Path,
+    checkpoints: Path,
+    out: Path,
+) -> None:
     """Draw what is in results/ into a file: the same records give the same bytes. Needs pip install 'robench[plot]'.
 
     Results on other images, or by another seed, are other figures, one below the other.
     """
-    from robench import diagnosis, exhibits, gallery
-    from robench.figures import figures, training
     from robench.files import write
     from robench.rendering.drawing import FORMATS, draw
 
+    if kind != "training":
+        refuse(context, ["--checkpoints"], f"is for --kind training; --kind {kind} is drawn from results")
     form = out.suffix[1:].lower()
     if form not in FORMATS:
         raise UsageError(f"--out {out}: the name must end in {', '.join(f'.{each}' for each in FORMATS)}")
-    if kind in gallery.KINDS:
-        there = [] if kind == "features" else stored(results, dataset)
-        drawn = gallery.figures(there, exhibits.load(results), kind, diagnosis.records(results), dataset)
-    elif kind != "training":
-        drawn = figures(stored(results, dataset), kind, diagnosis.records(results))
-    elif dataset:
-        raise UsageError("--dataset is for what is drawn from results; --kind training draws the runs in --checkpoints")
-    elif not (drawn := training(checkpoints)):
-        raise UsageError(f"no run in {checkpoints} has logged an epoch: robench train rocl, or robench demo")
+    if (by or unit) and kind != "pareto":
+        raise UsageError(f"--by and --unit are for --kind pareto; {kind} has no axis of costs")
+    if kind == "training":
+        drawn = _runs(selection, checkpoints)
+    else:
+        drawn = _drawn(kind, selection, results, by or "attack", unit or "seconds")
     write(out, draw(drawn, form))
+
+
+def _runs(selection: Selection, checkpoints: Path) -> list[Figure]:
+    """The training curves of runs, which no filter of results is about."""
+    from robench.figures import training
+
+    if any(vars(selection).values()):
+        raise UsageError(
+            "--dataset, --attack, --threat, --source and --seed are for what is drawn from results; --kind training draws the "
+            "runs in --checkpoints"
+        )
+    if not (drawn := training(checkpoints)):
+        raise UsageError(f"no run in {checkpoints} has logged an epoch: robench train rocl, or robench demo")
+    return drawn
+
+
+def _drawn(kind: str, selection: Selection, results: Path, by: str, unit: str) -> list[Figure]:
+    """The figures of one kind, of what a selection leaves."""
+    from robench import cost, diagnosis, exhibits, gallery
+    from robench.figures import figures
+    from robench.selection import selected
+
+    diagnoses, shown = diagnosis.records(results), exhibits.load(results)
+    if kind == "features":
+        return gallery.figures([], shown, kind, diagnoses, selection=selection)
+    records = selected(stored(results, None), selection)
+    if kind in gallery.KINDS:
+        return gallery.figures(records, shown, kind, diagnoses)
+    if kind == "pareto" and by != "attack":
+        return cost.figures(records, shown.training, by, unit, diagnoses)
+    return figures(records, kind, diagnoses, unit)
 
 
 @click.command(short_help="Check results, and that tables follow from them.")
 @click.argument("results", type=click.Path(path_type=Path), default="results")
 @click.option("--check", is_flag=True, help="Make the tables of RESULTS/tables.json again and compare every byte.")
-@click.option("--checkpoints", type=click.Path(path_type=Path), help="Compare weights there with what records name.")
+@click.option(
+    "--checkpoints",
+    type=click.Path(path_type=Path),
+    callback=there,
+    help="Compare weights there with what records name.",
+)
 def verify(results: Path, check: bool, checkpoints: Path | None) -> None:
     """Check every record in RESULTS: digest, key, bits, norms; list failures, flags and cells that are missing.
 
@@ -206,13 +260,35 @@ def _render(
     if asked.form == "latex":
         return latex(made)
     if asked.form == "json":
-        return json(made, records)
+        return json(made, records, diagnoses)
     if asked.form == "html":
-        drawn = figures(records, diagnoses=diagnoses) + (training(asked.checkpoints) if asked.checkpoints else [])
+        drawn = figures(records, diagnoses=diagnoses, unit=asked.unit) + _worth(records, asked, diagnoses, shown)
+        drawn += training(asked.checkpoints) if asked.checkpoints else []
         datasets = {record.subject.dataset for record in records}
         kept = replace(shown, embeddings=tuple(e for e in shown.embeddings if e.subject.dataset in datasets))
         return html(made, drawn + gallery.figures(records, kept, diagnoses=diagnoses))
     return markdown(made)
+
+
+def _worth(
+    records: Sequence[Result | Failure], asked: Asked, diagnoses: Sequence[Diagnosis], shown: Exhibits
+) -> list[Figure]:
+    """What checkpoints cost and are worth, where that is known."""
+    from robench import cost
+    from robench.errors import StoreError
+
+    try:
+        return cost.figures(records, _costs(asked, shown), asked.by, asked.unit, diagnoses)
+    except StoreError:
+        return []
+
+
+def _costs(asked: Asked, shown: Exhibits) -> tuple[Training, ...]:
+    """What training cost: as stored with the results, and of runs at hand where that is not."""
+    from robench.spending import trained
+
+    at_hand = trained(asked.checkpoints) if asked.checkpoints else {}
+    return tuple({**at_hand, **{each.checkpoint: each for each in shown.training}}.values())
 
 
 def _text(records: Sequence[Result | Failure], asked: Asked, *, file: bool, results: Path) -> str:
@@ -224,7 +300,7 @@ def _text(records: Sequence[Result | Failure], asked: Asked, *, file: bool, resu
     if asked.form == "csv" and asked.table in ("all", "cells"):
         if asked.reference:
             raise UsageError("--reference needs --table white-box or a suite's in CSV, where all means cells")
-        return csv(records, "cells")
+        return csv(records, "cells", diagnoses)
     if asked.table == "cells":
         raise UsageError("--table cells is for --format csv")
     references = reference.load(asked.reference) if asked.reference else ()
@@ -246,12 +322,15 @@ def _tables(
     references: Sequence[Reference],
     shown: Exhibits,
 ) -> list[Table]:
-    from robench import comparison, cost, perclass, reporting, union
+    from robench import comparison, cost, perclass, reporting, standing, union
+    from robench.results import Result
 
     if asked.table == "cost":
-        return cost.tables(records, cost.trained(asked.checkpoints or Path("checkpoints")), diagnoses, asked.spelled)
+        return cost.tables(records, _costs(asked, shown), diagnoses, asked.spelled, asked.by, asked.unit)
     if asked.table == "classes":
         return perclass.tables(records, shown.labels, diagnoses, asked.spelled)
+    if asked.table == "indicators":
+        return standing.tables(records, diagnoses)
     if asked.table == "union":
         return union.tables(records, diagnoses, asked.spelled)
     if asked.table in SUITES:
@@ -261,6 +340,10 @@ def _tables(
     made = reporting.tables(records, asked.table, diagnoses, asked.spelled, references)
     if asked.form == "html" and asked.table == "all" and perclass.known(records, shown.labels):
         made += perclass.tables(records, shown.labels, diagnoses, asked.spelled)
+    if asked.form == "html" and asked.table == "all" and any(isinstance(record, Result) for record in records):
+        made += cost.tables(records, _costs(asked, shown), diagnoses, asked.spelled, asked.by, asked.unit)
+        if any(record.cell.inference is None for record in records if isinstance(record, Result)):
+            made += standing.tables(records, diagnoses)
     return made
 
 
@@ -271,13 +354,15 @@ def _csv(
     references: Sequence[Reference],
     shown: Exhibits,
 ) -> str:
-    from robench import comparison, cost, perclass, union
+    from robench import comparison, cost, perclass, standing, union
     from robench.rendering.csv import csv
 
     if asked.table == "cost":
-        return cost.csv(records, cost.trained(asked.checkpoints or Path("checkpoints")), diagnoses)
+        return cost.csv(records, _costs(asked, shown), diagnoses, asked.by, asked.unit)
     if asked.table == "classes":
         return perclass.csv(records, shown.labels, diagnoses)
+    if asked.table == "indicators":
+        return standing.csv(records, diagnoses)
     if asked.table == "union":
         return union.csv(records, diagnoses)
     if asked.table in SUITES:

@@ -72,20 +72,27 @@ def finish(
         strict: exit code 6 if there is a flag, a suspicion or a doubt.
         doubts: what a look at a model has said.
     """
-    from robench.reporting import apart, suspicions
+    from robench.doubt import beyond_flags, suspicions
+    from robench.reporting import apart
     from robench.results import FLAG, Failure, Result, safe
     from robench.terminal import say
 
     records = apart(record for record, _ in told if isinstance(record, Result))
     flags = {f"{r.subject.name}: {FLAG}{flag}" for r in records for flag in r.flags}
-    found = [*sorted(flags), *suspicions(records)]
+    names = {r.cell.checkpoint: r.subject.name for r in records}
+    failed_signs = [f"{names[who]}: unreliable {text}" for who, why in beyond_flags(records).items() for text in why]
+    found = [*sorted(flags), *failed_signs, *suspicions(records)]
     for text in found:
         say(safe(text))
 
     skipped = sum(there for _, there in told)
     failed = sum(isinstance(record, Failure) for record, _ in told)
     if not quiet:
-        say(f"{len(told)} cells: {len(told) - skipped - failed} new, {skipped} already in {results}, {failed} failed")
+        cells = "1 cell" if len(told) == 1 else f"{len(told)} cells"
+        new = len(told) - skipped - failed
+        say(f"{cells}: {new} new, {skipped} already in {results}, {failed} failed")
+        if records:
+            say(f"indicators of masked gradients in them: robench report --table indicators --results {results}")
     if failed or missed:
         raise SystemExit(1)
     if strict and (found or doubts):

@@ -140,8 +140,9 @@ def _called(loader: Any, name: str, split: Split, root: Path, options: dict[str,
         )
     told = {"split": split, "root": root, **options}
     if unknown := [key for key in options if key not in parameters and not open_ended and key != "resize"]:
+        options_there = [key for key in (*parameters, "resize") if key not in ("split", "root")]
         raise UsageError(
-            f"dataset {name!r} takes no option {unknown[0]!r} (options: {', '.join(parameters) or 'none'})"
+            f"dataset {name!r} takes no option {unknown[0]!r} (options: {', '.join(dict.fromkeys(options_there))})"
         )
     if "resize" not in parameters:
         told.pop("resize", None)
@@ -212,6 +213,11 @@ def labelled(images: Images, share: float, seed: int) -> Images:
         DataError: if that leaves a class without an image.
     """
     return images if share == 1 else images.take(_chosen(images, share, seed))
+
+
+def smallest_class(images: Images) -> int:
+    """How many images the class has of which there are fewest."""
+    return int(images.y.bincount(minlength=images.classes).min())
 
 
 def unlabelled(images: Images, share: float, seed: int) -> Tensor:

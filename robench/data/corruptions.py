@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from robench.data import Images, Split
+from robench.data.npz import unreadable
 from robench.errors import DataError, UsageError, nearest
 from robench.pixels import labels_of, pixels_of
 
@@ -65,9 +66,9 @@ def _array(path: Path, name: str) -> Any:
         there = sorted(each.stem for each in path.parent.glob("*.npy") if each.stem != "labels")
         match = nearest(name, there)
         guess = f" Did you mean {match!r}?" if match else ""
-        listed = f" (there: {', '.join(there)})" if there else "; unpack the archive of the corrupted images there"
+        listed = f" (there: {', '.join(there)})" if there else " Unpack the archive of the corrupted images there"
         raise DataError(f"there is no {path.name} in {path.parent}.{guess}{listed}")
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path} cannot be read as a file of numpy.save: {error}") from None
+        raise DataError(unreadable(path, error, "save")) from None

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from robench.data import Images, Split, shuffled
-from robench.errors import DataError, UsageError, missing, nearest
+from robench.errors import DataError, UsageError, first_line, missing, nearest
 from robench.pixels import stacked
 
 
@@ -69,10 +69,9 @@ def _opened(cls: Any, name: str, arguments: dict[str, Any], known: Any) -> Any:
             return cls(**arguments, **download)
         except Exception as error:  # its classes raise as they like for what is not there
             last = error
-    text = (str(last).splitlines() or [""])[0]
     raise DataError(
         f"torchvision:{name} is not in {arguments.get('root', 'the given place')} and cannot be downloaded "
-        f"({type(last).__name__}: {text}). Fetch it where there is a network, or name another folder with --data"
+        f"({type(last).__name__}: {first_line(last)}). Fetch it where there is a network, or name another folder with --data"
     ) from last
 
 
@@ -127,9 +126,9 @@ def hub_set(
         else:
             every = datasets.load_dataset(name, config, cache_dir=str(root / "hf"))
     except Exception as error:  # its errors are of many kinds, also those of the network below it
-        text = (str(error).splitlines() or [""])[0]
         raise DataError(
-            f"hf:{name} cannot be loaded ({type(error).__name__}: {text}). Fetch it where there is a network and name its folder"
+            f"hf:{name} cannot be loaded ({type(error).__name__}: {first_line(error)}). Fetch it where there is a network and "
+            "name its folder"
         ) from error
     table = _table(every, name, split, part)
     kinds = {column: type(feature).__name__ for column, feature in table.features.items()}

@@ -16,8 +16,9 @@ def method_for(name: str, options: Mapping[str, Any]) -> Method:
     """The method of that name with its options set.
 
     Raises:
-        UsageError: for an unknown name or option.
+        UsageError: for an unknown name or option, or an option given under two of its names.
     """
     entry = METHODS.entry(name)
-    method: Method = build(METHODS.load(entry), {**entry.options, **options}, where=f"method {entry.name}")
+    table = {**entry.spelled(entry.options), **entry.spelled(options)}
+    method: Method = build(METHODS.load(entry), table, where=f"method {entry.name}")
     return method

@@ -12,10 +12,10 @@ from torch import Tensor
 from robench.attacks.ascent import ascend, check_budget
 from robench.errors import UsageError
 from robench.geometry import random_start
-from robench.losses import Positives, contrastive, distance, in_groups
+from robench.losses import Positives, contrastive, distance
 from robench.methods.simclr import SimCLR, check_temperature
 from robench.models import Nets
-from robench.protocols import Batch, Moment, Terms
+from robench.protocols import GAIN, Batch, Moment, Terms
 from robench.twin import attacked
 
 Loss = Literal["contrastive", "mse", "l1", "cosine"]
@@ -89,18 +89,21 @@ class RoCL(SimCLR):
         """What the attack raises, one value an image, (n,): how far embeddings are from those of their targets."""
         if self.attack_loss != "contrastive":
             return distance(adv, target, self.attack_loss)
+        return self.unrecognised(adv, target)
+
+    def unrecognised(self, adv: Tensor, target: Tensor) -> Tensor:
+        """The contrastive loss of the attack, one value an image, (n,): how little it is recognised as its target."""
         temperature = self.temperature if self.attack_temperature is None else self.attack_temperature
-        return in_groups(
-            lambda part: contrastive(part, temperature=temperature, anchors=(0,), detach_keys=self.detach_keys),
-            (adv, target),
-            self.groups,
+        return contrastive(
+            (adv, target), temperature=temperature, anchors=(0,), detach_keys=self.detach_keys, groups=self.groups
         )
 
     def instance_attack(self, nets: Nets, x: Tensor, target: Tensor, batch: Batch, at: Moment) -> tuple[Tensor, Tensor]:
         """Eq. 4: images near x whose embeddings are least recognisable as those of their targets.
 
         Returns:
-            The images (n, ...), and the attack's gain: the mean of its objective at the end minus at the random start.
+            The images (n, ...), and the attack's gain: the mean contrastive loss at the end minus at the random start,
+            whatever it climbed, so that a loss with its sign reversed shows.
         """
         start = random_start(x, at.threat, batch.generator)
         reached: list[Tensor] = []
@@ -109,13 +112,14 @@ class RoCL(SimCLR):
                 key = twin.project(target)
 
             def objective(adv: Tensor) -> Tensor:
-                found = self.apart(twin.project(adv), key)
-                reached.append(found.detach().mean())
-                return found
+                embedded = twin.project(adv)
+                if not reached:
+                    reached.append(self.unrecognised(embedded.detach(), key).mean())
+                return self.apart(embedded, key)
 
             adv = ascend(objective, x, start, at.threat, steps=self.steps, step=self.step)
             with torch.no_grad():
-                objective(adv)
+                reached.append(self.unrecognised(twin.project(adv), key).mean())
         return adv, reached[-1] - reached[0]
 
     def terms(self, nets: Nets, batch: Batch, at: Moment) -> Terms:
@@ -134,19 +138,16 @@ class RoCL(SimCLR):
             detach_keys=self.detach_keys,
         )
         second = self.regularise * self._pull(pair[0], pair[1]).mean()
-        return Terms({"contrastive": main.mean(), "regulariser": second}, {"attack gain": gain})
+        return Terms({"contrastive": main.mean(), "regulariser": second}, {GAIN: gain})
 
     def _pull(self, adv: Tensor, partner: Tensor) -> Tensor:
         """The second term before its weight, one value an anchor."""
         if self.regularise_loss != "contrastive":
             return distance(adv, partner, self.regularise_loss)
-        return in_groups(
-            lambda part: contrastive(
-                part,
-                temperature=self.temperature,
-                anchors=None if self.anchors == "all" else (0,),
-                detach_keys=self.detach_keys,
-            ),
+        return contrastive(
             (adv, partner),
-            self.groups,
+            temperature=self.temperature,
+            anchors=None if self.anchors == "all" else (0,),
+            detach_keys=self.detach_keys,
+            groups=self.groups,
         )

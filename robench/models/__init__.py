@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robench.errors import UsageError
+from robench.meter import Passes
 from robench.registry import MODELS
 
 # mean and standard deviation of the training pixels, for recipes that normalise; a data set not here uses 0.5 and 0.5
@@ -69,19 +70,24 @@ class Nets(nn.Module):
         parts: heads by name, such as `projector` and `head`.
         precision: of the encoder's arithmetic; images, weights, heads and whatever follows them stay float32.
         twin: what stands in for these networks in attacks inside training (`robench.twin`), while they train.
+        counter: what counts the images that pass, while they train.
     """
 
     def __init__(self, encoder: Encoder, entrance: nn.Module) -> None:
         super().__init__()
         self.precision = torch.float32
         self.twin: Any = None
+        self.counter: Passes | None = None
         self.entrance = entrance
         self.encoder = encoder
         self.parts = nn.ModuleDict()
 
     def features(self, x: Tensor) -> Tensor:
         """What the encoder makes of images, (n, features)."""
-        x = self.entrance(x)
+        found = self._encoded(self.entrance(x))
+        return found if self.counter is None else self.counter.counted(found)
+
+    def _encoded(self, x: Tensor) -> Tensor:
         if self.precision is torch.float32:
             found: Tensor = self.encoder(x)
             return found

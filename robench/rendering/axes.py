@@ -4,35 +4,19 @@ from __future__ import annotations
 
 import base64
 import io
-import math
 import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from robench.errors import StoreError
-from robench.panels import Classes, Cloud, Cost, Curves, Examples, Matrix, Panel, Training, Union
+from robench.panels import Classes, Cloud, Cost, Curves, Examples, Matrix, Panel, Training, Union, Worth
+from robench.rendering import scatter
+from robench.rendering.look import COLOURS, INK, LIGHT, MARKERS, look_of, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-INK, PAPER = "#1b1f24", "#ffffff"  # the ink of nothing else, so that an SVG can exchange it
-DARK_INK, DARK_PAPER = "#e6e8eb", "#14171c"
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Source: Okabe & Ito 2008
-LIGHT = ("#cc79a7", "#e69f00", "#56b4e9")  # of those, on which black is read
-MARKERS = "osD^vPX*"
-DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 LARGEST = 1024  # pixels of a side of a stored picture
-LONGEST = 30  # characters of a name; more would leave no room for the figure
-
-
-def short(name: str, most: int = LONGEST) -> str:
-    """A name with its middle left out where it is long; ends are what tells names apart."""
-    return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-most // 2 :]}"
-
-
-def look_of(i: int) -> dict[str, Any]:
-    """Colour and dash of the i-th checkpoint: no two of thirty are alike."""
-    return {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i % len(DASHES)]}
 
 
 def panel(ax: Axes, what: Panel, names: Sequence[str]) -> None:
@@ -62,7 +46,9 @@ def panel(ax: Axes, what: Panel, names: Sequence[str]) -> None:
         case Cloud():
             _cloud(ax, what)
         case Cost():
-            _cost(ax, what, names)
+            scatter.attacks(ax, what, names)
+        case Worth():
+            scatter.checkpoints(ax, what, names)
 
 
 def _curves(ax: Axes, panel: Curves, names: Sequence[str]) -> None:
@@ -127,10 +113,11 @@ def _union(ax: Axes, panel: Union) -> None:
     n, height = len(panel.attacks), max(count for _, count in panel.bars)
     unit = height / 9  # of one row of dots, in the units of the bars
     ax.bar(range(len(panel.bars)), [count for _, count in panel.bars], color=COLOURS[0], width=0.6)
+    rows = [-(k + 1) * unit for k in range(n)]
+    every = [(x, row) for x in range(len(panel.bars)) for row in rows]
+    ax.plot(*zip(*every, strict=True), "o", color=INK, alpha=0.18, markersize=3.5, markeredgewidth=0)
     for x, (who, count) in enumerate(panel.bars):
         ax.text(x, count + unit / 5, str(count), ha="center", va="bottom", fontsize=6.5)
-        rows = [-(k + 1) * unit for k in range(n)]
-        ax.plot([x] * n, rows, "o", color=INK, alpha=0.18, markersize=3.5, markeredgewidth=0)
         chosen = [rows[k] for k in sorted(who)]
         ax.plot([x] * len(chosen), chosen, "-o", color=INK, markersize=3.5, linewidth=1)
     rest, more = panel.rest
@@ -146,43 +133,6 @@ def _union(ax: Axes, panel: Union) -> None:
     ax.axhline(0, color=INK, linewidth=0.6)
 
 
-def _cost(ax: Axes, panel: Cost, names: Sequence[str]) -> None:
-    from matplotlib.lines import Line2D
-    from matplotlib.ticker import NullFormatter
-
-    attacks = sorted({point.attack for point in panel.points})
-    for name in dict.fromkeys(point.name for point in panel.points):
-        look = look_of(names.index(name))
-        own = [point for point in panel.points if point.name == name]
-        front = [(point.seconds, 100 * point.accuracy) for point in own if point.front]
-        ax.step(*zip(*front, strict=True), where="post", **look, linewidth=0.9)
-        for point in own:
-            marker = MARKERS[attacks.index(point.attack) % len(MARKERS)]
-            face = look["color"] if point.front else "none"
-            ax.plot(
-                [point.seconds],
-                [100 * point.accuracy],
-                marker,
-                color=look["color"],
-                markerfacecolor=face,
-                clip_on=False,
-            )
-    shapes = [
-        Line2D([], [], linestyle="", marker=MARKERS[k % len(MARKERS)], color=INK, markerfacecolor="none")
-        for k in range(len(attacks))
-    ]
-    ax.legend(shapes, list(map(short, attacks)), loc="best", fontsize=6.5)
-    ax.set_xscale("log")
-    ax.xaxis.set_major_formatter(lambda seconds, _: f"{seconds:g}")  # the usual one would be read as a formula
-    ax.xaxis.set_minor_formatter(NullFormatter())
-    seconds = [point.seconds for point in panel.points]
-    if max(seconds) < 20 * min(seconds):  # there may be no power of ten, whose ticks alone have numbers
-        ax.set_xticks(_round_numbers(min(seconds), max(seconds)))
-    ax.set_ylim(bottom=-3)
-    ax.set_xlabel("seconds of the attack")
-    ax.set_ylabel("accuracy left, per cent")
-
-
 def _classes(ax: Axes, panel: Classes, names: Sequence[str]) -> None:
     """Few classes each have a place, with the checkpoints side by side; many are sorted."""
     many = max(len(line) for _, line in panel.lines)
@@ -195,11 +145,14 @@ def _classes(ax: Axes, panel: Classes, names: Sequence[str]) -> None:
             continue
         aside = (i - (len(names) - 1) / 2) * 0.7 / max(len(names), 1)
         worst = min(held, key=lambda point: (point[1], point[0]))
-        for point in held:
-            face = look["color"] if point == worst else "none"
-            marker = MARKERS[i % len(MARKERS)]
+        for face, points in (("none", [point for point in held if point != worst]), (look["color"], [worst])):
             ax.plot(
-                [point[0] + aside], [point[1]], marker, color=look["color"], markerfacecolor=face, markeredgewidth=0.9
+                [label + aside for label, _ in points],
+                [share for _, share in points],
+                MARKERS[i % len(MARKERS)],
+                color=look["color"],
+                markerfacecolor=face,
+                markeredgewidth=0.9,
             )
     if not panel.many:
         ax.set_xticks(range(many))
@@ -282,13 +235,6 @@ def _cloud(ax: Axes, panel: Cloud) -> None:
     ax.set_yticks([])
     ax.spines[:].set_visible(True)
     ax.spines[:].set_alpha(0.3)
-
-
-def _round_numbers(low: float, high: float) -> list[float]:
-    """Numbers of one digit, 1, 2 or 5, that are about a range above zero."""
-    powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
-    every = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
-    return [number for number in every if low / 1.6 <= number <= high * 1.6]
 
 
 def _wider(low: float, high: float) -> tuple[float, float]:

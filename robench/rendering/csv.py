@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from robench.diagnosis import Diagnosis
+from robench.doubt import beyond_flags, doubts, reasons
 from robench.errors import StoreError
 from robench.reference import Reference
 from robench.reporting import ABSENT, DOUBTED, Table, apart, tables, unproven
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
     import pandas
 
 
-def tidy(records: Iterable[Result | Failure]) -> pandas.DataFrame:
-    """One row per result: what was asked, accuracies as fractions, and what it cost.
+def tidy(records: Iterable[Result | Failure], diagnoses: Iterable[Diagnosis] = ()) -> pandas.DataFrame:
+    """One row per result: what was asked, accuracies as fractions, what it cost, and why it is unreliable, if it is.
 
     The robust accuracy of a smoothed classifier is absent where it says nothing alone, see `unproven`.
     """
@@ -25,6 +26,7 @@ def tidy(records: Iterable[Result | Failure]) -> pandas.DataFrame:
 
     records = list(records)
     alone = unproven(r for r in records if isinstance(r, Result))
+    doubted = beyond_flags((r for r in records if isinstance(r, Result)), diagnoses)
     rows = [
         {
             "dataset": r.subject.dataset,
@@ -48,7 +50,9 @@ def tidy(records: Iterable[Result | Failure]) -> pandas.DataFrame:
             "seconds": r.seconds,
             "forwards": r.forwards,
             "backwards": r.backwards,
-            "flags": "; ".join(r.flags),
+            "peak_memory": r.peak_memory,
+            "joules": r.joules,
+            "flags": "; ".join([*r.flags, *reasons(r.subject, doubted)]),
             "cell": r.cell.key,
         }
         for r in records
@@ -90,10 +94,10 @@ def csv(
     import pandas
 
     if which == "cells":
-        frame = tidy(records)
+        frame = tidy(records, diagnoses)
     else:
-        records = list(records)
-        flags = _flagged(r for r in records if isinstance(r, Result))
+        records, diagnoses = list(records), list(diagnoses)
+        flags = _flagged([r for r in records if isinstance(r, Result)], diagnoses)
         frames = []
         results = [r for r in records if isinstance(r, Result)]
         for table in tables(results, which, diagnoses, intervals, references):
@@ -121,13 +125,11 @@ def _bold(table: Table, row: int) -> list[str]:
     return [table.heads[place - 1] for at, place in sorted(table.bold) if at == row and place]
 
 
-def _flagged(results: Iterable[Result]) -> dict[str, list[str]]:
-    """The flags of each row's name, as tables write it."""
-    found: dict[str, set[str]] = {}
-    for r in apart(results):
-        if r.flags:
-            found.setdefault(safe(r.subject.name), set()).update(r.flags)
-    return {name: sorted(flags) for name, flags in found.items()}
+def _flagged(results: Sequence[Result], diagnoses: Iterable[Diagnosis]) -> dict[str, list[str]]:
+    """Why each row is unreliable, by its name as tables write it."""
+    told = apart(results)
+    doubted = doubts(told, diagnoses)
+    return {safe(r.subject.name): list(why) for r in told if (why := reasons(r.subject, doubted))}
 
 
 def _distinct(frame: pandas.DataFrame) -> pandas.DataFrame:

@@ -11,8 +11,9 @@ from html import escape
 from typing import Any
 
 from robench.errors import UsageError
-from robench.panels import Classes, Cost, Curves, Examples, Figure, Panel, Training
-from robench.rendering.axes import DARK_INK, DARK_PAPER, INK, MARKERS, PAPER, look_of, panel, short
+from robench.panels import Classes, Cost, Curves, Examples, Figure, Panel, Training, Worth
+from robench.rendering.axes import panel
+from robench.rendering.look import DARK_INK, DARK_PAPER, INK, MARKERS, PAPER, look_of, short
 
 FORMATS = ("svg", "png", "pdf")
 STYLE = {
@@ -83,7 +84,17 @@ def inline(figure: Figure, prefix: str, *, slim: bool = False) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<style>/\* page \*/.*?</style>", "", text, flags=re.DOTALL)
     text = re.sub(r'(?<=\bid=")|(?<=url\(#)|(?<=href="#)', prefix, text)
+    text = re.sub(r"(?<=\n) +(?=<)", "", _rounded(text))
     return text.replace("<svg ", f'<svg role="img" aria-label="{escape(figure.title)}" ', 1).strip()
+
+
+def _rounded(text: str) -> str:
+    """An SVG with coordinates to a hundredth of a point, which nobody sees and a page of many figures is smaller for."""
+
+    def shorter(found: re.Match[str]) -> str:
+        return re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", found[0])
+
+    return re.sub(r' (?:d|x|y|transform)="[^"<]*"', shorter, text)
 
 
 def _adaptive(text: str) -> str:
@@ -103,6 +114,7 @@ SHAPES = {
     "transfer": (2, 2.6),
     "union": (2, 2.8),
     "pareto": (2, 2.4),
+    "worth": (2, 2.4),
     "training": (3, 2.0),
     "classes": (2, 2.0),
     "examples": (1, 2.7),
@@ -151,6 +163,7 @@ def _legend(figure: Figure) -> list[str]:
         names += [line.name for line in each.lines] if isinstance(each, Curves) else []
         names += [name for name, _ in each.lines] if isinstance(each, Training | Classes) else []
         names += [point.name for point in each.points] if isinstance(each, Cost) else []
+        names += [value.name for value in each.values] if isinstance(each, Worth) else []
     return list(dict.fromkeys(names))
 
 
@@ -175,11 +188,11 @@ def _draw(part: Any, figure: Figure, titled: bool, slim: bool) -> None:
         )
     part.patch.set_visible(False)
     if names:
-        mark = figure.kind in ("curves", "classes")
+        mark = figure.kind in ("curves", "classes", "worth")
         lines = [
             Line2D([], [], **look_of(i), marker=MARKERS[i % len(MARKERS)] if mark else "") for i in range(len(names))
         ]
-        if any(isinstance(each, Classes) and not each.many for each in figure.panels):
+        if any(isinstance(each, Worth) or (isinstance(each, Classes) and not each.many) for each in figure.panels):
             for line in lines:
                 line.set_linestyle("")
         part.legend(

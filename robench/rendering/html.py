@@ -9,9 +9,9 @@ from html import escape
 
 from robench import __version__
 from robench.panels import Figure
-from robench.rendering.axes import DARK_INK, DARK_PAPER, INK, PAPER
 from robench.rendering.drawing import inline, narrow
 from robench.rendering.latex import spans
+from robench.rendering.look import DARK_INK, DARK_PAPER, INK, PAPER
 from robench.reporting import Table
 from robench.results import FLAG
 

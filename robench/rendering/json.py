@@ -6,6 +6,7 @@ import json as encoder
 import math
 from collections.abc import Iterable, Sequence
 
+from robench.diagnosis import Diagnosis
 from robench.rendering.csv import tidy
 from robench.reporting import Table
 from robench.results import Failure, Result
@@ -13,7 +14,7 @@ from robench.results import Failure, Result
 FORMAT = 1
 
 
-def json(made: Sequence[Table], records: Iterable[Result | Failure] = ()) -> str:
+def json(made: Sequence[Table], records: Iterable[Result | Failure] = (), diagnoses: Iterable[Diagnosis] = ()) -> str:
     """One object: `tables` as they are printed, `cells` (a row per result, as in CSV) and `failures`.
 
     Keys stand in a fixed order; everything beyond ASCII is escaped; what is absent is null and an infinite norm is "inf".
@@ -22,7 +23,7 @@ def json(made: Sequence[Table], records: Iterable[Result | Failure] = ()) -> str
     content = {
         "format": FORMAT,
         "tables": [_table(table) for table in made],
-        "cells": _cells(records),
+        "cells": _cells(records, diagnoses),
         "failures": [
             {
                 "checkpoint": record.subject.name,
@@ -48,10 +49,10 @@ def _table(table: Table) -> dict[str, object]:
     }
 
 
-def _cells(records: Sequence[Result | Failure]) -> list[dict[str, object]]:
+def _cells(records: Sequence[Result | Failure], diagnoses: Iterable[Diagnosis]) -> list[dict[str, object]]:
     if not any(isinstance(record, Result) for record in records):
         return []
-    frame = tidy(records).astype(object)
+    frame = tidy(records, diagnoses).astype(object)
     return [{str(key): _value(value) for key, value in row.items()} for row in frame.to_dict("records")]
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from robench.data import Images, Split
 from robench.door import frozen
+from robench.errors import CheckpointError, RobenchError, UsageError, first_line
 from robench.foreign import Foreign, open_foreign
 from robench.models import build_nets
 from robench.registry import CLASSIFIERS, MODELS
@@ -149,7 +150,28 @@ def outcomes(
     """Every law with what came of it; see `suite.held`."""
     encoder = is_encoder(model)
     exempt = (MODELS if encoder else CLASSIFIERS).entry(model).exempt
-    return held("model", model, LAWS, Trial(model, shape, classes, encoder), chosen=laws, exempt=exempt)
+    trial = Trial(model, shape, classes, encoder)
+    _try(trial)
+    return held("model", model, LAWS, trial, chosen=laws, exempt=exempt)
+
+
+def _try(trial: Trial) -> None:
+    """Make a model once: what cannot be made breaks no law, and is one error.
+
+    Raises:
+        UsageError: saying why.
+    """
+    try:
+        trial.made()
+    except CheckpointError as error:
+        size = "x".join(map(str, trial.shape))
+        why = str(error).partition(". Resize them")
+        advice = f". Name the size it takes in place of {size}: --shape 3x224x224" if why[1] else ""
+        raise UsageError(f"model {trial.name!r}: {why[0]}{advice}") from error
+    except RobenchError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever code from elsewhere does
+        raise UsageError(f"model {trial.name!r} cannot be made: {type(error).__name__}: {first_line(error)}") from error
 
 
 def is_encoder(model: str) -> bool:

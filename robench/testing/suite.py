@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
-from robench.errors import UsageError
+from robench.errors import UsageError, first_line
 from robench.testing.laws import LawError
 
 T = TypeVar("T")
@@ -54,8 +54,9 @@ def _broken(law: str, demand: Callable[[T], None], subject: T, where: str) -> La
     except LawError as error:
         return LawError(f"{where}: {error} (the law: {demand.__doc__})")
     except Exception as error:  # whatever code from elsewhere does
-        said = (str(error).splitlines() or [""])[0]
-        found = LawError(f"{where}: it stopped with {type(error).__name__}: {said} (the law: {demand.__doc__})")
+        found = LawError(
+            f"{where}: it stopped with {type(error).__name__}: {first_line(error)} (the law: {demand.__doc__})"
+        )
         found.__cause__ = error
         return found
     return None
