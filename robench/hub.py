@@ -160,7 +160,7 @@ def pull(name: str, root: Path, *, called: str = "", revision: str | None = None
     if run != Path(run).name or run in ("", ".", ".."):
         raise UsageError(f"{run!r} is no name of a run: name it yourself, with --name")
     target = root / run
-    if target.exists():
+    if any(target.glob("*.json")):  # a pull that was cut off leaves none
         try:
             there = open_checkpoint(str(target), root)
         except CheckpointError:

@@ -1,8 +1,10 @@
 """Classifiers from elsewhere: every way in, what is said of them, and the same engine behind."""
 
 import importlib
+import json
 import linecache
 import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +26,7 @@ from robench.data import Images, Split
 from robench.errors import CheckpointError, UsageError
 from robench.foreign import digest_of, foreign, open_foreign
 from robench.preprocess import KNOWN, layer, statistics, usual
+from robench.registry import ATTACKS
 from robench.results import Result, Store
 from robench.threat import ThreatModel
 from robench.verdict import evaluate
@@ -673,3 +676,28 @@ def test_threats_of_training_are_told(here: Path, run_cli: Cli) -> None:
     record = only(here / "results")
     assert record.subject.threat == record.cell.threat == ThreatModel.parse("linf-0.1")
     assert record.subject.name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"), [("aa", "autoattack"), ("carlini", "cw"), ("HSJ", "hopskipjump"), ("autoatack", "autoattack")]
+)
+def test_what_people_call_an_attack_is_recognised(given: str, meant: str, here: Path, run_cli: Cli) -> None:
+    code, _, err = run_cli("evaluate", "--attack", given)
+    assert code == 2
+    assert err.splitlines()[-1] == (
+        f"error: unknown attack {given!r}. Did you mean {meant!r}? ({len(ATTACKS.names())} known: robench list attacks)"
+    )
+
+
+def test_a_web_page_in_place_of_a_checkpoints_weights_names_its_digest(
+    tmp_path: Path, trained: Path, run_cli: Cli
+) -> None:
+    shutil.copytree(trained / "standard-digits", tmp_path / "run")
+    (tmp_path / "run" / "best.safetensors").write_text("<html>quota</html>")
+    expected = json.loads((tmp_path / "run" / "best.json").read_text())["sha256"]
+    code, _, err = run_cli("evaluate", tmp_path / "run", "--attack", "fgsm", "--count", 8, "--results", tmp_path / "r")
+    assert code in (1, 2)
+    assert (
+        "best.safetensors is a web page, not weights (starts with '<html'): the download was refused or limited. Delete it and "
+        f"fetch it again; expected SHA-256 {expected}"
+    ) in " ".join(err.split())

@@ -190,6 +190,10 @@ def test_a_folder_will_do(here: Path, run_cli: Cli) -> None:
     laid_out(here)
     assert run_cli("pull", "./down", "--name", "copy")[0] == 0
     assert open_checkpoint("copy", here / "checkpoints").recipe.name == "pgd-at-digits"
+    (here / "checkpoints" / "half").mkdir()
+    (here / "checkpoints" / "half" / "best.safetensors").write_bytes(b"cut off")
+    assert run_cli("pull", "./down", "--name", "half")[0] == 0  # the same command goes on
+    assert open_checkpoint("half", here / "checkpoints").load() is not None
     code, _, err = run_cli("pull", "./down", "--name", "standard-digits")
     assert code == 2
     assert "standard-digits is another run: give this one another name, with --name" in err
