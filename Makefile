@@ -48,7 +48,6 @@ bench: install
 
 bench-check: install
 	$(BIN)/python $(BENCH_TRAINING) --repeats 3 --check benchmarks/training-width16.json
-	$(BIN)/python $(BENCH_WIDE) --check benchmarks/training-width64.json
 	$(BIN)/python $(BENCH_VIEWS) --check benchmarks/training-views.json
 	$(BIN)/python $(BENCH_PGD) --check benchmarks/evaluation-pgd.json
 	$(BIN)/python $(BENCH_AUTOATTACK) --check benchmarks/evaluation-autoattack.json

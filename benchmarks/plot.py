@@ -14,7 +14,7 @@ FOLDER = Path(__file__).parent
 PANELS = {
     "evaluation, ResNet-18 of width 16": ("evaluation-pgd", "evaluation-autoattack", "evaluation-bracket"),
     "training, width 16": ("training-width16",),
-    "training, width 64": ("training-width64",),
+    "views, in a process of their own": ("training-views",),
 }
 FLOORS = {
     "PGD-20 linf": 2.6,
@@ -25,7 +25,6 @@ FLOORS = {
     "AutoAttack l2": 1.55,
     "bracket linf, not AutoAttack": 6.0,
     "PGD-AT-10 step, float32": 3.3,
-    "PGD-AT-10 step against the released loop, float32": 3.3,
     "TRADES-10 step, float32": 3.3,
     "RoCL step, float32": 2.5,
     "augmentation simclr": 7.0,

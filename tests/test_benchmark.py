@@ -202,7 +202,7 @@ def test_without_images_it_says_so(bench: Any, monkeypatch: pytest.MonkeyPatch, 
 @pytest.mark.parametrize(
     ("mark", "names"),
     [
-        ("training", ["training-width16", "training-width64", "training-views"]),
+        ("training", ["training-width16", "training-views"]),
         ("levers", ["levers-width16", "levers-width64"]),
         ("evaluation", ["evaluation-pgd", "evaluation-autoattack", "evaluation-bracket"]),
     ],
