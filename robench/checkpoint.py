@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from robench import files, tensors
 from robench.errors import CheckpointError, RobenchError, StoreError, UsageError, first_line, nearest
+from robench.fitting import sniff
 from robench.methods import method_for
 from robench.models import Nets, build_nets
 from robench.recipe import WEIGHTS, Recipe
@@ -146,6 +148,7 @@ class Checkpoint:
         except OSError as error:
             raise CheckpointError(f"{path}: {error.strerror}; train it again, or restore the file") from None
         if content is None:
+            sniff(path, self.sha256)
             raise CheckpointError(
                 f"{path} is damaged: its SHA-256 is not the one in {path.with_suffix('.json').name}; "
                 "restore the file or train it again"
@@ -272,7 +275,7 @@ def open_checkpoint(text: str, root: Path) -> Checkpoint:
     if folder is None:
         known = sorted(run.name for run in runs(root))
         listed = f"runs there: {', '.join(known)}" if known else "nothing is trained there yet: robench train RECIPE"
-        guess = _instead(place) or (f" Did you mean {match!r}?" if (match := nearest(place, known)) else "")
+        guess = _instead(place, known) or (f" Did you mean {match!r}?" if (match := nearest(place, known)) else "")
         raise CheckpointError(f"there is no checkpoint {place!r}, nor one of that name in {root} ({listed}).{guess}")
     kinds = [kind] if kind else ["best", "last"]
     path = next((folder / f"{k}.json" for k in kinds if (folder / f"{k}.json").is_file()), None)
@@ -296,9 +299,11 @@ def open_checkpoint(text: str, root: Path) -> Checkpoint:
         ) from None
 
 
-def _instead(text: str) -> str:
+def _instead(text: str, known: Collection[str]) -> str:
     """What to do with what was named in place of a training run; nothing if it looks like none of it."""
-    path = Path(text)
+    path, parts = Path(text), re.split(r"[,\s]+", text)
+    if len(parts) > 1 and set(parts) <= set(known):
+        return f" Those are {len(parts)}, each a word of its own: {' '.join(parts)}"
     if path.is_file() and _holds_one(path.parent):
         return f" A checkpoint is named by its folder: {path.parent}"
     if path.suffix in WEIGHTS and ":" not in text:
