@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from robench import files, tensors
-from robench.errors import CheckpointError, RobenchError, StoreError, first_line, nearest
+from robench.errors import CheckpointError, RobenchError, StoreError, UsageError, first_line, nearest
 from robench.methods import method_for
 from robench.models import Nets, build_nets
 from robench.recipe import WEIGHTS, Recipe
@@ -94,7 +95,7 @@ class Checkpoint:
         marker, end, state = (self.folder / name for name in ("run.json", "last.json", "state.pt"))
         if marker.exists() and (state.exists() or not end.exists()):
             return f"{self.name} is not finished: {again}"
-        if "head" not in nets_after(recipe, self.stages, self.classes, self.shape).parts:
+        if "head" not in self._form().parts:
             return f"{self.name} is an encoder without a head: robench train linear --encoder {self.folder}"
         return ""
 
@@ -151,12 +152,17 @@ class Checkpoint:
                 "restore the file or train it again"
             )
         stored = tensors.read(content, str(path))
-        shape = self.recipe, self.stages, self.classes, self.shape
-        with suppress(NotImplementedError, RuntimeError, TypeError), torch.device("meta"):  # which a model may not know
-            fitting(nets_after(*shape), stored, str(path))  # before memory is given for what the description claims
-        nets = nets_after(*shape)
+        fitting(self._form(), stored, str(path))  # before memory is given for what the description claims
+        nets = nets_after(self.recipe, self.stages, self.classes, self.shape)
         nets.load_state_dict(fitting(nets, stored, str(path)))
         return nets.to(device).eval()
+
+    def _form(self) -> Nets:
+        """Networks of this architecture, without memory for weights where the model can be made so."""
+        shape = self.recipe, self.stages, self.classes, self.shape
+        with suppress(NotImplementedError, RuntimeError, TypeError, UsageError), torch.device("meta"):
+            return nets_after(*shape)
+        return nets_after(*shape)
 
 
 def nets_after(recipe: Recipe, stages: int, classes: int, shape: tuple[int, int, int]) -> Nets:
@@ -267,7 +273,7 @@ def open_checkpoint(text: str, root: Path) -> Checkpoint:
     if folder is None:
         known = sorted(run.name for run in runs(root))
         listed = f"runs there: {', '.join(known)}" if known else "nothing is trained there yet: robench train RECIPE"
-        guess = _instead(place) or (f" Did you mean {match!r}?" if (match := nearest(place, known)) else "")
+        guess = _instead(place, known) or (f" Did you mean {match!r}?" if (match := nearest(place, known)) else "")
         raise CheckpointError(f"there is no checkpoint {place!r}, nor one of that name in {root} ({listed}).{guess}")
     kinds = [kind] if kind else ["best", "last"]
     path = next((folder / f"{k}.json" for k in kinds if (folder / f"{k}.json").is_file()), None)
@@ -291,9 +297,11 @@ def open_checkpoint(text: str, root: Path) -> Checkpoint:
         ) from None
 
 
-def _instead(text: str) -> str:
+def _instead(text: str, known: Collection[str]) -> str:
     """What to do with what was named in place of a training run; nothing if it looks like none of it."""
-    path = Path(text)
+    path, parts = Path(text), re.split(r"[,\s]+", text)
+    if len(parts) > 1 and set(parts) <= set(known):
+        return f" Those are {len(parts)}, each a word of its own: {' '.join(parts)}"
     if path.is_file() and _holds_one(path.parent):
         return f" A checkpoint is named by its folder: {path.parent}"
     if path.suffix in WEIGHTS and ":" not in text:

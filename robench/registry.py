@@ -142,6 +142,11 @@ class Registry:
         if ":" in name:
             prefix, _, rest = name.partition(":")
             family = self.rows.get(f"{prefix}:")
+            if family is None and self.kind == "model" and f"{prefix}:" in CLASSIFIERS.rows:
+                raise UsageError(
+                    f"model {name!r}: a recipe trains an encoder (robench list models); {prefix}: names classifiers, for "
+                    f"robench evaluate --model {name}"
+                )
             if family is None:
                 return Entry(name, target=name, summary="by module:object")
             if not rest:
@@ -150,6 +155,8 @@ class Registry:
         plugin = self.plugins().get(name)
         if plugin is not None:
             return Entry(name, plugin.value, summary="plug-in")
+        if "," in name and all(part.strip() in self.rows for part in name.split(",")):
+            raise UsageError(f"{self.kind} {name!r}: name one at a time, and give the option again for the next")
         raise unknown(self.kind, name, self.names(), f"robench list {self.kind}s")
 
     def _overridden(self, row: Entry, given: Mapping[str, Any]) -> Entry:
@@ -164,10 +171,11 @@ class Registry:
         module, _, name = entry.target.rpartition(":")
         try:
             found: Any = _module(module)
+            where = module
             for part in name.split("."):
                 if not hasattr(found, part):
-                    raise UsageError(f"{self.kind} {entry.name!r}: cannot import {_absent(found, part, module)}")
-                found = getattr(found, part)
+                    raise UsageError(f"{self.kind} {entry.name!r}: cannot import {_absent(found, part, where)}")
+                found, where = getattr(found, part), f"{module}:{part}"
         except UsageError:
             raise
         except (Exception, SystemExit) as error:  # whatever a module from elsewhere does when it is imported
@@ -180,6 +188,27 @@ class Registry:
                 f"{self.kind} {entry.name!r}: cannot import {module}: {type(error).__name__}: {first_line(error)}{guess}"
             ) from error
         return found
+
+
+def seek(table: Registry, text: str) -> None:
+    """Say at once that what a text names cannot be imported, where that is seen without running it.
+
+    Raises:
+        UsageError: as `Registry.load` does.
+    """
+    entry = table.entry(text)
+    module, _, name = entry.target.rpartition(":")
+    if not module.endswith(".py"):
+        seen = importlib.util.find_spec(module.partition(".")[0] or "robench") is not None
+    else:
+        try:
+            ast.parse(source := Path(module).read_bytes())
+            words = (name.partition(".")[0].encode(), b"import *", b"__getattr__", b"globals")
+            seen = any(word in source for word in words)
+        except (OSError, SyntaxError, ValueError):
+            seen = False
+    if not seen:
+        table.load(entry)
 
 
 def pairs(text: str, whole: str) -> dict[str, Any]:

@@ -43,8 +43,8 @@ def build(cls: Callable[..., T], table: Mapping[str, Any], where: str = "") -> T
     for key in table:
         if key not in fields:
             match = nearest(key, fields)
-            guess = f"did you mean {match!r}? " if match else ""
-            raise UsageError(f"{_join(where, key)}: unknown key; {guess}(keys: {', '.join(fields)})")
+            guess = f"; did you mean {match!r}?" if match else ""
+            raise UsageError(f"{_join(where, key)}: unknown key{guess} (keys: {', '.join(fields)})")
     for name, field in fields.items():
         optional = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
         if name not in table and not optional:
@@ -92,7 +92,9 @@ def convert(kind: Any, value: Any, where: str) -> Any:
         return float(value)
     if isinstance(kind, type) and isinstance(value, kind) and not (kind is not bool and isinstance(value, bool)):
         return value
-    name = getattr(kind, "__name__", str(kind)) if origin is None else str(kind)
+    long = "" if Ellipsis in args else f" of {len(args)}"
+    listed = {tuple: f"a list{long}", Mapping: "a table", dict: "a table"}
+    name = getattr(kind, "__name__", str(kind)) if origin is None else listed.get(origin, str(kind))
     raise UsageError(f"{where}: expected {name}, not {value!r}")
 
 

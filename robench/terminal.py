@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from robench.reporting import Table
 from robench.results import safe
 
 LINE_EVERY = 30.0  # seconds between progress lines when there is no terminal
+LEAST = 18  # characters that the last column of a list needs to stand beside the others
 
 
 _STDERR = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -33,11 +35,31 @@ def say(message: str) -> None:
 
 
 def rows(head: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
-    """A plain list on stdout, columns aligned."""
+    """A plain list on stdout, columns aligned; in a terminal that is narrower, lines go on below, indented."""
     every = [[safe(text) for text in line] for line in [head, *lines]]
     widths = [max(len(line[i]) for line in every) for i in range(len(head))]
+    room = Console(highlight=False).width if sys.stdout.isatty() else None
     for line in every:
-        click.echo("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+        click.echo(folded(line, widths, room))
+
+
+def folded(line: Sequence[str], widths: Sequence[int], room: int | None) -> str:
+    """One line of a list, below itself where it is longer than the room for it.
+
+    Args:
+        line: a text for each column.
+        widths: of the columns.
+        room: characters in a line of the terminal; None for no end.
+    """
+    whole = "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
+    if room is None or len(whole) <= room:
+        return whole
+    before = sum(width + 2 for width in widths[:-1])
+    if room - before < LEAST:  # the last column has too little room beside the others
+        indented = textwrap.wrap(whole, room, subsequent_indent="    ", break_on_hyphens=False)
+        return "\n".join(indented)
+    parts = textwrap.wrap(line[-1], room - before, break_on_hyphens=False)
+    return whole[:before] + f"\n{' ' * before}".join(parts)
 
 
 def text(made: Sequence[Table], file: bool = False) -> str:

@@ -1,5 +1,6 @@
 """The command line: errors are one line that helps, the three commands meet, and exit codes are kept."""
 
+import errno
 import hashlib
 import json
 import os
@@ -26,6 +27,7 @@ from robench.errors import DiskFullError, UsageError
 from robench.protocols import Classifier
 from robench.results import Store
 from robench.spec import digest
+from robench.terminal import folded
 from robench.threat import ThreatModel
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -166,6 +168,17 @@ def refused(run: tuple[int, str, str], hint: str) -> None:
         ("--versio", "No such option '--versio'. Did you mean '--version'? (robench --help)"),
         ("evaluate --atack fgsm", "No such option '--atack'. Did you mean '--attack'? (robench evaluate --help)"),
         ("check attack fgsm --law", "Option '--law' requires an argument. (robench check --help)"),
+        ("evaluate --attack pgd-20,fgsm", "attack 'pgd-20,fgsm': name one at a time"),
+        ("evaluate --attack fgsm --threat linf-0.1,l2-1", "name one threat at a time"),
+        ("evaluate --attack fgsm --threads 99999", "99999 is not in the range 1<=x<=1024"),
+        ("train rocl --set seed=3", "the seed belongs to the run and not to the recipe: --seed N"),
+        ("train rocl --set stage=3", "stage: expected a list, not 3"),
+        ("train rocl --set nothing=3", "nothing: unknown key (keys: name, dataset"),
+        ("train rocl --set dataset=digits --dataset cifar10", "--dataset and --set dataset say the same thing twice"),
+        (
+            "train rocl --model timm:resnet18",
+            "a recipe trains an encoder (robench list models); timm: names classifiers",
+        ),
         ("train rocl --seed x", "'x' is not a number. (robench train --help)"),
         ("evaluate --attack fgsm --plan --track tensorboard", "so --track has nothing to say"),
         ("evaluate --attack fgsm --threat l0-3", "unknown norm 'l0' (norms: linf, l2, l1)"),
@@ -235,6 +248,7 @@ def things(here: Path, trained: Path) -> Path:
         "import torch\n\n\ndef make_model():\n    return torch.nn.Flatten()\n\n\ndef stops():\n    raise ValueError('oh')\n"
     )
     (here / "ends.py").write_text("raise SystemExit(0)\n")
+    (here / "syntax.py").write_text("def (:\n")
     numpy.savez(here / "objects.npz", x=numpy.array([{}]), y=numpy.array([0]))
     numpy.save(here / "one.npy", numpy.zeros((2, 8, 8), numpy.uint8))
     torch.save({"a": torch.zeros(1)}, here / "w.pt")
@@ -291,7 +305,16 @@ def test_the_ending_of_a_file_says_its_format(name: str, begins: str, things: Pa
         ("evaluate --model my.py: {}", "name what stands in it, my.py:NAME (it has make_model, stops)"),
         ("evaluate --model my.py:make_modle {}", "'make_modle', which is not in my.py. Did you mean 'make_model'?"),
         ("evaluate --model ends.py:make {}", "cannot import ends.py: SystemExit: 0"),
+        ("evaluate --model syntax.py:make {}", "cannot import syntax.py: SyntaxError"),
+        ("evaluate --model no_such_package:make {}", "cannot import no_such_package: ModuleNotFoundError"),
+        ("evaluate --model my.py:torch.nothing --dataset digits {}", "'nothing', which is not in my.py:torch."),
+        ("evaluate --attack my.py:nothing", "cannot import 'nothing', which is not in my.py"),
         ("evaluate {} pgd-at-digits@first", "behind the @ stands best or last: pgd-at-digits@last"),
+        ("evaluate {} pgd-at-digits,pgd-at-digits", "Those are 2, each a word of its own: pgd-at-digits pgd-at-digits"),
+        (
+            "evaluate {} --checkpoints checkpoints/pgd-at-digits",
+            "is one run, and not the folder of runs: robench evaluate",
+        ),
         ("evaluate {} pgd-at-digit", "Did you mean 'pgd-at-digits'?"),
         ("evaluate {} checkpoints/pgd-at-digits/last.json", "named by its folder: checkpoints/pgd-at-digits"),
         ("evaluate {} checkpoints", "it holds runs: name one, such as checkpoints/pgd-at-digits"),
@@ -462,6 +485,20 @@ def test_a_fault_of_robench_is_called_one(here: Path, run_cli: Cli, monkeypatch:
     assert re.fullmatch(r"error: ZeroDivisionError: oh\. This is a fault of robench; .*--traceback.*\n", err)
 
 
+def test_output_that_finds_no_room_is_no_fault_of_robench(
+    here: Path, run_cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(recipe, "load", full)
+    code, _, err = run_cli("train", "rocl")
+    assert (code, err) == (
+        DiskFullError.code,
+        "error: No space left on device: where the output goes. Make room, or choose another place\n",
+    )
+
+
 def test_interrupting_says_how_to_go_on(here: Path, run_cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -510,6 +547,22 @@ def test_lists(what: str, some: list[str], here: Path, run_cli: Cli) -> None:
     assert files(here) == set()
 
 
+def test_a_list_is_folded_into_a_narrow_terminal() -> None:
+    line, widths = ["cpu", "ok", "a cold-start of many words that go on"], [5, 4, 37]
+    assert (
+        folded(line, widths, None) == folded(line, widths, 50) == "cpu    ok    a cold-start of many words that go on"
+    )
+    beside = folded(line, widths, 40).split("\n")
+    assert [part[:13].strip() for part in beside] == ["cpu    ok", ""]
+    assert " ".join(part[13:] for part in beside) == line[-1]
+    below = folded(line, widths, 30).split("\n")
+    assert below[0].startswith("cpu    ok    a cold-start")
+    assert below[1].startswith("    ")
+    assert " ".join(" ".join(below).split()) == "cpu ok a cold-start of many words that go on"
+    assert max(map(len, beside)) <= 40
+    assert max(map(len, below)) <= 30
+
+
 def test_the_module_is_the_command() -> None:
     found = subprocess.run([sys.executable, "-m", "robench", "--version"], capture_output=True, text=True, check=True)
     assert found.stdout == f"robench, version {__version__}\n"
@@ -551,6 +604,16 @@ def test_train_evaluate_report(here: Path, run_cli: Cli) -> None:
 
     refused(run_cli("report", "--dataset", "cifar10"), "there are some on digits")
     refused(run_cli("report", "--table", "cells"), "--format csv")
+
+
+def test_a_percentage_below_one_is_spoken_of(checkpoints: Path, here: Path, run_cli: Cli) -> None:
+    asked = ("evaluate", "standard-digits", "--attack", " fgsm ", "--count", 4, "--fail-under")
+    code, _, err = run_cli(*asked, "clean=0.45")
+    assert code == 0
+    assert "note: --fail-under clean=0.45 is 0.45 per cent, not 45" in err
+    assert "note:" not in run_cli(*asked, "clean=4.5")[2]
+    (record,) = Store(here / "results").records()
+    assert record.cell.attack == "fgsm"
 
 
 def test_transfer(checkpoints: Path, here: Path, run_cli: Cli) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     type=Choice(["terminal", "markdown", "csv", "latex", "json", "html"]),
     default="terminal",
     show_default=True,
+    help="Unless named, what the ending of --out says.",
 )
 @click.option("--dataset", help="Only results on this data set.")
 @results_option

@@ -142,13 +142,14 @@ def evaluate(
     """
     from robench import gates, launch
     from robench.files import check_writable
-    from robench.registry import ATTACKS
+    from robench.registry import ATTACKS, seek
 
     unheard = {"--json": as_json, "--fail-under": thresholds, "--track": trackers}
     if plan and (idle := [name for name, there in unheard.items() if there]):
         raise UsageError(f"--plan attacks nothing, so {idle[0]} has nothing to say: leave one of them away")
     for attack in attacks:
-        ATTACKS.entry(attack)
+        seek(ATTACKS, attack)
+    attacks = [attack.strip() for attack in attacks]  # the same name is the same column
     if not attacks and not suites:
         raise UsageError(_nothing(checkpoint, where.checkpoints))
     wanted = _suites(suites, attacks, threats, sources, draws)
@@ -169,6 +170,9 @@ def evaluate(
     from robench.terminal import say, watched
     from robench.trackers import result_row, trackers_for, tracking
 
+    for each in limits if not quiet else []:
+        if 0 < each.least < 1:
+            say(f"note: --fail-under {each.attack}={each.least:g} is {each.least:g} per cent, not {100 * each.least:g}")
     kept = trackers_for(trackers)
     # what a model from elsewhere prints is no result
     with watched(quiet) as monitor, terminating(), redirect_stdout(sys.stderr):
@@ -444,6 +448,8 @@ def _targets(names: Sequence[str], root: Path, *, last: bool = False, quiet: boo
         say(f"left out: {reason}")
     targets = [each for each in every if not each.unready]
     if not targets and not quiet:
+        if any((root / f"{kind}.json").is_file() for kind in ("best", "last")):
+            raise UsageError(f"--checkpoints {root} is one run, and not the folder of runs: robench evaluate {root}")
         raise UsageError(f"there are no checkpoints to evaluate in {root}: robench train rocl, or robench demo")
     return targets
 

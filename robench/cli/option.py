@@ -30,6 +30,10 @@ class Threat(click.ParamType[ThreatModel]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> ThreatModel:
         """Read it."""
+        if "," in str(value):
+            raise UsageError(
+                f"{value}: name one threat at a time; where several may be, --threat linf-8/255 --threat l2-0.5"
+            )
         return value if isinstance(value, ThreatModel) else ThreatModel.parse(value)
 
 
@@ -90,7 +94,7 @@ track_option = click.option(
 device_option = click.option("--device", type=Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
 threads_option = click.option(
     "--threads",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 1024),
     help="CPU threads; one is often faster for small models or on a busy machine. By default torch decides.",
 )
 

@@ -47,13 +47,15 @@ class Outside:
             UsageError: naming the first.
         """
         from robench import files
-        from robench.registry import CLASSIFIERS
+        from robench.registry import CLASSIFIERS, seek
 
         given: dict[str, object] = {"--weights": self.weights, "--preprocess": self.preprocess}
         given |= {"--name": self.name, "--trained-against": self.threat}
         if self.model is None and (idle := [option for option, value in given.items() if value is not None]):
             raise UsageError(f"{idle[0]} goes with --model: --model my.py:make_model, or timm:NAME")
         entry = CLASSIFIERS.entry(self.model) if self.model is not None else None
+        if self.model is not None:
+            seek(CLASSIFIERS, self.model)
         named = (("--weights", "weights", self.weights), ("--model", "model", entry and entry.options.get("file")))
         for option, what, file in named:  # before images are fetched
             if file is not None and not Path(str(file)).is_file():
@@ -65,12 +67,10 @@ class Outside:
         """The classifier, looked at; what was noticed goes to stderr."""
         from robench.checkup import checkup
         from robench.foreign import open_foreign
-        from robench.registry import CLASSIFIERS
         from robench.terminal import say
 
         if self.model is None:
             return None
-        CLASSIFIERS.load(CLASSIFIERS.entry(self.model))  # what cannot be imported is said before images are fetched
         images = engine.images(dataset or DATASET, None)
         made = open_foreign(
             self.model,

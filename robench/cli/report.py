@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     type=Choice(["terminal", "markdown", "csv", "latex", "json", "html"]),
     default="terminal",
     show_default=True,
-    help="html is one file with figures; it needs pip install 'robench[plot]'.",
+    help="Unless named, what the ending of --out says. html is one file with figures; it needs pip install 'robench[plot]'.",
 )
 @click.option(
     "--table",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -35,7 +37,9 @@ SMOKE_BATCH = 16
 
 @click.command(short_help="Train a recipe: recipe -> checkpoints/")
 @click.argument("recipe", shell_complete=naming.recipes)
-@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a recipe value: stage.0.epochs=2")
+@click.option(
+    "--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a recipe value: stage.0.epochs=2. May repeat."
+)
 @click.option("--dataset", help="Train on another data set: robench list datasets", shell_complete=naming.datasets)
 @click.option(
     "--resize", type=click.IntRange(1, 4096), metavar="N", help="Make the images NxN, as an encoder wants them."
@@ -104,11 +108,10 @@ def train(
     mine = launch.task(launcher.task) if launcher.task else None
 
     pairs = [assignment(text) for text in changes]
-    pairs += [("dataset", dataset)] if dataset else []
-    pairs += [("resize", resize)] if resize else []
-    pairs += [("model", model)] if model else []
-    pairs += [("precision", precision)] if precision else []
-    wanted = recipes.load(recipe, pairs)
+    named = [("dataset", dataset), ("resize", resize), ("model", model), ("precision", precision)]
+    options = [(key, value) for key, value in named if value]
+    _check_once(pairs, options)
+    wanted = recipes.load(recipe, [*pairs, *options])
     words = re.sub(r"[^\w.-]+", "-", dataset or "")
     name = wanted.name + (f"-{words}" if words else "") + ("-smoke" if smoke else "")
     folders = [out or where.checkpoints / (name + (f"-seed{each}" if each else "")) for each in seeds]
@@ -131,6 +134,19 @@ def train(
         else:
             for run in runs:
                 _train(run, resume, trackers)
+
+
+def _check_once(changes: Sequence[tuple[str, Any]], options: Sequence[tuple[str, Any]]) -> None:
+    """Refuse a key of `--set` that an option sets too, of which one would not be heard, and the seed, which is no key.
+
+    Raises:
+        UsageError: naming it.
+    """
+    keys = {key for key, _ in changes}
+    if "seed" in keys:
+        raise UsageError("--set seed: the seed belongs to the run and not to the recipe: --seed N, or --seeds N,N")
+    if twice := [key for key, _ in options if key in keys]:
+        raise UsageError(f"--{twice[0]} and --set {twice[0]} say the same thing twice: leave one away")
 
 
 def _seeds(several: str | None, seed: int, out: Path | None) -> list[int]:
@@ -212,7 +228,7 @@ def _hand_out(runs: Sequence[Run], root: Path, handed: Order, resume: bool) -> N
     say(f"{len(runs)} runs: {len(standings) - len(failed)} new, {there} already in {root}, {len(failed)} failed")
     if failed:
         raise SystemExit(1)
-    say(f"next: robench evaluate {' '.join(str(run.folder) for run in runs)} --attack pgd-20")
+    say(f"next: robench evaluate {shlex.join(str(run.folder) for run in runs)} --attack pgd-20")
 
 
 def _work(runs: Sequence[Run], root: Path, made: Launch, pieces: Sequence[Piece], trackers: Sequence[str]) -> None:
@@ -274,7 +290,7 @@ def _train(run: Run, resume: bool, trackers: Sequence[str]) -> None:
         say(f"a full run would take here about {' + '.join(times)}; this one was {SMOKE_STEPS} small steps a stage")
     shown = ", ".join(f"{k} {100 * v:.1f} %" for k, v in made.metrics.items() if k.startswith("validation"))
     say(f"done: {made.folder} ({made.kind} epoch {made.epoch}{', ' + shown if shown else ''})")
-    say(f"next: robench evaluate {made.folder} --attack pgd-20")
+    say(f"next: robench evaluate {shlex.quote(str(made.folder))} --attack pgd-20")
 
 
 def _processes() -> str:
@@ -352,6 +368,10 @@ def sweep(
     from robench.terminal import rows, say, watched
 
     load(recipe)  # a wrong name is said before what is to be set in it
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(
+            "a sweep trains each run in one process: leave torchrun out, and use --launcher local or slurm"
+        )
     points = sweeps.grid(recipe, sweeps.axes(settings))
     handed = order(launcher, context, lambda needed: (recipe,))
     mine = launch.task(launcher.task) if launcher.task else None
