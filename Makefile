@@ -8,7 +8,9 @@ BIN = $(VENV)/bin
 
 # where CIFAR-10 is; without it the benchmarks say so and do nothing
 BENCH_DATA ?= data
-BENCH_TRAINING = benchmarks/training.py --data $(BENCH_DATA) --width 16 --batch 64 --only steps --only augment --only pipeline
+BENCH_TRAINING = benchmarks/training.py --data $(BENCH_DATA) --width 16 --batch 64 --only steps --only pipeline
+BENCH_WIDE = benchmarks/training.py --data $(BENCH_DATA) --width 64 --batch 16 --repeats 3 --precision float32 --only steps
+BENCH_VIEWS = benchmarks/training.py --data $(BENCH_DATA) --repeats 15 --only augment
 BENCH_EVALUATION = benchmarks/evaluation.py --data $(BENCH_DATA) --repeats 1
 BENCH_PGD = $(BENCH_EVALUATION) --count 256 --only levers pgd
 BENCH_AUTOATTACK = $(BENCH_EVALUATION) --count 96 --steps 20 --queries 300 --precision float32 --only autoattack
@@ -37,12 +39,17 @@ nightly: test
 
 bench: install
 	$(BIN)/python $(BENCH_TRAINING) --only wall --repeats 5 --out benchmarks/training-width16.json
+	$(BIN)/python $(BENCH_WIDE) --out benchmarks/training-width64.json
+	$(BIN)/python $(BENCH_VIEWS) --out benchmarks/training-views.json
 	$(BIN)/python $(BENCH_PGD) --out benchmarks/evaluation-pgd.json
 	$(BIN)/python $(BENCH_AUTOATTACK) --out benchmarks/evaluation-autoattack.json
 	$(BIN)/python $(BENCH_BRACKET) --out benchmarks/evaluation-bracket.json
+	$(BIN)/python benchmarks/plot.py docs/benchmark-ratios.svg
 
 bench-check: install
 	$(BIN)/python $(BENCH_TRAINING) --repeats 3 --check benchmarks/training-width16.json
+	$(BIN)/python $(BENCH_WIDE) --check benchmarks/training-width64.json
+	$(BIN)/python $(BENCH_VIEWS) --check benchmarks/training-views.json
 	$(BIN)/python $(BENCH_PGD) --check benchmarks/evaluation-pgd.json
 	$(BIN)/python $(BENCH_AUTOATTACK) --check benchmarks/evaluation-autoattack.json
 	$(BIN)/python $(BENCH_BRACKET) --check benchmarks/evaluation-bracket.json

@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import measure
@@ -242,11 +243,11 @@ def main() -> int:
     plain = copy.deepcopy(nets).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     bench = Bench(nets, plain, images.x(), images.y, *budgets, threats, tuple(given.pgd))
     print(f"clean: {bench.judged(bench.x)} of {given.count} right", file=sys.stderr)
-    rows = [row for part in given.only for row in globals()[part](bench)]
+    rows, again = measure.measured({part: partial(globals()[part], bench) for part in given.only})
     names = ("dataset", "pgd", "width", "epochs", "count", "steps", "queries", "repeats", "precision", "device")
     settings = {name: getattr(given, name) for name in names}
     settings |= {"clean": bench.judged(bench.x), "wall seconds": round(time.perf_counter() - began)}
-    return measure.finish(rows, given, settings)
+    return measure.finish(rows, again, given, settings)
 
 
 if __name__ == "__main__":

@@ -58,12 +58,22 @@ measure() { # measure NAME SECONDS PART...
     --device "$DEVICE" "${BENCH[@]}" --only "$@" --out "$OUT/ratios-$name.json"
 }
 
+training() { # training NAME SECONDS PART...
+  local name=$1 least=$2 parts=()
+  shift 2
+  for part in "$@"; do parts+=(--only "$part"); done
+  step "ratios-$name" "$least" "$PYTHON" "$HERE/training.py" --data "$DATA" --device "$DEVICE" "${STEP[@]}" "${parts[@]}" \
+    --out "$OUT/ratios-$name.json"
+}
+
 if [ -n "$TINY" ]; then
+  STEP=(--dataset digits --width 2 --batch 4 --repeats 1) VIEWS=()
   BENCH=(--dataset digits --width 2 --count 16 --steps 2 --queries 3 --repeats 1 --pgd 8)
   SET=(--set stage.0.epochs=1 --set model=cnn@width=2 --set validation=1200)
   COUNT=12 BUDGET=@steps=2,queries=3 PAIR=(pgd-at-digits trades-digits) ROCL=rocl-digits HEADS=(robust-linear-digits finetune-at-digits)
   TRACE=(rocl-digits "${SET[@]}") TABLE=(--attack fgsm) LEAST=1
 else
+  STEP=(--width 64 --batch 128 --repeats 5) VIEWS=(augment) # digits are grey, and PIL's views are of colours
   BENCH=(--width 64 --epochs 3 --count 1000 --precision float32 float16 bfloat16)
   SET=() COUNT=1000 BUDGET= PAIR=(pgd-at-fast trades-fast) ROCL=rocl-200 HEADS=(robust-linear finetune-at)
   TRACE=(rocl-2020) TABLE=(--suite rocl-table1) LEAST=300
@@ -80,6 +90,8 @@ done
 measure pgd "$LEAST" pgd levers
 measure autoattack "$LEAST" autoattack
 measure bracket "$LEAST" bracket
+training steps "$LEAST" steps levers
+training input "$LEAST" pipeline wall "${VIEWS[@]}"
 
 # the loss of the first eleven epochs of RoCL's released code, whose rate falls over a thousand, beside the log of that code
 TRACED=$OUT/checkpoints/trace/metrics.jsonl

@@ -4,9 +4,10 @@
     python benchmarks/training.py --data DIR --width 16 --batch 64 # a narrow network
     python benchmarks/training.py --data DIR --only levers         # what each lever gives
     python benchmarks/training.py --data DIR --check FILE          # exit code 1 if a ratio fell by more than a tenth
+    python benchmarks/training.py --data DIR --device cuda --batch 128
 
-One torch thread, CPU time of this process, variants interleaved, medians. Both sides get the same CIFAR-10 images and a
-ResNet-18 of the same width and weights. Prints a Markdown table; --out keeps it as JSON.
+One torch thread, CPU time of this process (on a GPU wall time, synchronised), variants interleaved, medians.
+Both sides get the same images and a ResNet-18 of the same width and weights. Prints a Markdown table; --out keeps it as JSON.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +38,33 @@ from robench.recipe import Augment, Recipe
 from robench.stepping import Stepper
 
 PARTS = ("augment", "steps", "levers", "pipeline", "wall")
+HARD = ("aten::addmm", "aten::mm", "aten::bmm")  # and whatever has a convolution in its name
 RECIPES = {"pgd-at": "PGD-AT-10 step", "trades": "TRADES-10 step", "rocl": "RoCL step"}
 
 
-def nets_for(wanted: Recipe, width: int) -> Nets:
-    """The recipe's networks at a width, with statistics that a few batches of noise have moved."""
+def nets_for(wanted: Recipe, width: int, like: Tensor) -> Nets:
+    """The recipe's networks at a width, for images like these and where they are."""
     torch.manual_seed(0)
-    nets = build_nets(f"resnet18@width={width}", (3, 32, 32), wanted.dataset, wanted.normalise)
+    shape = like.shape[1], like.shape[2], like.shape[3]
+    nets = build_nets(f"resnet18@width={width}", shape, wanted.dataset, wanted.normalise)
     stage = wanted.stage[0]
     nets.parts.update(method_for(stage.method, stage.options).heads(nets.encoder.features, 10))
-    return nets
+    return nets.to(like.device)
+
+
+def named(name: str, images: Images) -> Recipe:
+    """A recipe by name, for a data set."""
+    return recipe.load(name if images.name == "cifar10" else f"{name}-{images.name}")
+
+
+def first(images: Images, count: int) -> Tensor:
+    """The numbers of the first images, where they are."""
+    return torch.arange(count, device=images.pixels.device)
+
+
+def timed(variants: dict[str, Callable[[], Any]], repeats: int, images: Images) -> dict[str, list[float]]:
+    """Seconds of each variant, by the clock of the device that the images are on."""
+    return measure.timed(variants, repeats, now=measure.clock(images.pixels.device))
 
 
 def batch_of(wanted: Recipe, images: Images, ids: Tensor, epoch: int = 0) -> Batch:
@@ -63,7 +82,7 @@ def batch_of(wanted: Recipe, images: Images, ids: Tensor, epoch: int = 0) -> Bat
 
 def ours(wanted: Recipe, width: int, batch: Batch, compiled: bool = False, tile: bool = True) -> Callable[[], None]:
     """A step as the trainer takes it; `tile` as in `Arithmetic`."""
-    stage, nets = wanted.stage[0], nets_for(wanted, width)
+    stage, nets = wanted.stage[0], nets_for(wanted, width, batch.views[0])
     method, at = method_for(stage.method, stage.options), Moment(0, 1, wanted.threat)
     stepper = Stepper(stage, nets, list(nets.parameters()))
     arithmetic = Arithmetic(nets, wanted, tuple(batch.views[0].shape) if compiled else None, tile=tile)
@@ -81,7 +100,7 @@ def ours(wanted: Recipe, width: int, batch: Batch, compiled: bool = False, tile:
 
 def theirs(wanted: Recipe, width: int, batch: Batch, released: bool = False) -> Callable[[], Any]:
     """A step of the plain transcription, NCHW; PGD-AT's with or without what the released loop does besides."""
-    nets = nets_for(wanted, width).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    nets = nets_for(wanted, width, batch.views[0]).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     spec = wanted.stage[0].optimiser
     kind = plain.LARS if spec.name == "lars" else torch.optim.SGD
     optimiser = kind(nets.parameters(), lr=1e-4, momentum=spec.momentum, weight_decay=spec.weight_decay)
@@ -97,8 +116,8 @@ def steps(arguments: argparse.Namespace, images: Images) -> list[measure.Row]:
     """Whole training steps, in each precision, against the plain transcriptions."""
     rows = []
     for name, title in RECIPES.items():
-        wanted = recipe.load(name)
-        batch = batch_of(wanted, images, torch.arange(arguments.batch))
+        wanted = named(name, images)
+        batch = batch_of(wanted, images, first(images, arguments.batch))
         peers = {"plain transcription": theirs(wanted, arguments.width, batch)}
         if name == "pgd-at":
             peers["released loop, transcribed"] = theirs(wanted, arguments.width, batch, released=True)
@@ -106,7 +125,7 @@ def steps(arguments: argparse.Namespace, images: Images) -> list[measure.Row]:
             precision: ours(replace(wanted, precision=precision), arguments.width, batch, arguments.compile)
             for precision in arguments.precision
         }
-        found = measure.timed({**peers, **mine}, arguments.repeats, now=measure.clock(images.pixels.device))
+        found = timed({**peers, **mine}, arguments.repeats, images)
         for peer in peers:
             words = "" if peer == "plain transcription" else " against the released loop"
             rows += [measure.row(f"{title}{words}, {kind}", peer, found[kind], found[peer]) for kind in mine]
@@ -115,8 +134,8 @@ def steps(arguments: argparse.Namespace, images: Images) -> list[measure.Row]:
 
 def levers(arguments: argparse.Namespace, images: Images) -> list[measure.Row]:
     """What each lever adds to a PGD-AT-10 step, one after the other, against the plain transcription."""
-    base = recipe.load("pgd-at")
-    batch = batch_of(base, images, torch.arange(arguments.batch))
+    base = named("pgd-at", images)
+    batch = batch_of(base, images, first(images, arguments.batch))
     flat = replace(base, fold=False)
 
     def contiguous() -> Callable[[], None]:
@@ -137,7 +156,7 @@ def levers(arguments: argparse.Namespace, images: Images) -> list[measure.Row]:
     if arguments.compile:
         variants["+ compiled, float32"] = ours(base, arguments.width, batch, True)
         variants["+ compiled, bfloat16"] = ours(replace(base, precision="bfloat16"), arguments.width, batch, True)
-    found = measure.timed(variants, arguments.repeats)
+    found = timed(variants, arguments.repeats, images)
     return [
         measure.row(f"lever: {name}", "plain transcription", found[name], found["plain"])
         for name in variants
@@ -169,16 +188,17 @@ def augmentation(arguments: argparse.Namespace, images: Images) -> list[measure.
             transforms.Compose([transforms.RandomCrop(32, 4), transforms.RandomHorizontalFlip(), to_tensor]),
         ),
     }
-    ids = torch.arange(512)
-    pixels = images.pixels[ids].permute(0, 2, 3, 1).numpy()
+    ids = first(images, 512)
+    pixels = images.pixels[ids].cpu().permute(0, 2, 3, 1).numpy()
     rows = []
     for name, (spec, transform) in pairs.items():
-        found = measure.timed(
+        found = timed(
             {
                 "ours": lambda spec=spec: augment(images.pixels[ids], spec, ImageGenerator(0, ids)),  # type: ignore[misc]
                 "pil": lambda transform=transform: torch.stack([transform(Image.fromarray(p)) for p in pixels]),  # type: ignore[misc]
             },
             max(arguments.repeats, 15),
+            images,
         )
         one = {key: [value / len(ids) for value in values] for key, values in found.items()}
         rate = f"{1 / sorted(one['ours'])[len(one['ours']) // 2]:,.0f} images/s/core"
@@ -188,16 +208,17 @@ def augmentation(arguments: argparse.Namespace, images: Images) -> list[measure.
 
 def pipeline(arguments: argparse.Namespace, images: Images) -> list[measure.Row]:
     """How much of a training step its input takes: the step over the pipeline, so 20x is 5 %."""
-    rows, ids = [], torch.arange(arguments.batch)
+    rows, ids = [], first(images, arguments.batch)
     for name, title in RECIPES.items():
-        wanted = recipe.load(name)
+        wanted = named(name, images)
         batch = batch_of(wanted, images, ids)
-        found = measure.timed(
+        found = timed(
             {
                 "input": lambda wanted=wanted: batch_of(wanted, images, ids),  # type: ignore[misc]
                 "step": ours(wanted, arguments.width, batch),
             },
             arguments.repeats,
+            images,
         )
         row = measure.row(f"input of a {title}", "the step", found["input"], found["step"])
         rows.append(replace(row, note=f"{100 / (1 + row.ratio):.2f} % of both"))
@@ -205,46 +226,67 @@ def pipeline(arguments: argparse.Namespace, images: Images) -> list[measure.Row]
 
 
 def wall(arguments: argparse.Namespace, images: Images) -> list[measure.Row]:
-    """What is left: how much of a step are convolutions, and what the machine makes of one in either precision."""
-    shape, width = (64, 32, 32), 64
-    layers: dict[str, Callable[[], Any]] = {}
-    for kind in (torch.float32, torch.bfloat16):
-        x = torch.randn(16, *shape, dtype=kind).to(memory_format=torch.channels_last)
-        weight = torch.randn(width, width, 3, 3, dtype=kind).to(memory_format=torch.channels_last)
-        layers[str(kind)] = lambda x=x, weight=weight: torch.nn.functional.conv2d(x, weight, padding=1)  # type: ignore[misc]
-    found = measure.timed(layers, max(arguments.repeats, 9))
-    work = 2 * 16 * 32 * 32 * width * width * 9 / 1e9
-    rate = ", ".join(f"{work / sorted(times)[len(times) // 2]:.0f} GFLOP/s" for times in found.values())
-    rows = [
-        measure.row(
-            "bfloat16 convolution",
-            "float32",
-            found["torch.bfloat16"],
-            found["torch.float32"],
-            f"float32, bfloat16: {rate}",
-        )
-    ]
+    """What is left: what the machine makes of a layer in each precision, and how much of a step are convolutions."""
+    rows = []
     for name, title in RECIPES.items():
-        wanted = recipe.load(name)
-        step = ours(wanted, arguments.width, batch_of(wanted, images, torch.arange(arguments.batch)))
+        wanted = named(name, images)
+        step = ours(wanted, arguments.width, batch_of(wanted, images, first(images, arguments.batch)))
         step()
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
-            step()
-        times = {event.key: event.self_cpu_time_total / 1e6 for event in seen.key_averages()}
-        hard = sum(time for key, time in times.items() if "convolution" in key or key in ("aten::addmm", "aten::mm"))
-        share = hard / sum(times.values())
-        rows.append(
-            measure.Row(
-                f"convolutions of a {title}", "the step", hard, sum(times.values()), note=f"{100 * share:.0f} % of it"
-            )
-        )
+        rows.append(profiled(step, title, images.pixels.device))
+    return layers(max(arguments.repeats, 9), images) + rows
+
+
+def layers(repeats: int, images: Images) -> list[measure.Row]:
+    """A convolution of 64 channels with its input's gradient, and a matrix product, in 16 bits against float32."""
+    device, rows = images.pixels.device, []
+    work = {"convolution and its gradient": 4 * 16 * 32 * 32 * 64 * 64 * 9, "matrix product": 2 * 1024**3}
+    for what, operations in work.items():
+        runs: dict[str, Callable[[], Any]] = {}
+        for kind in (torch.float32, torch.bfloat16, torch.float16):
+            runs[str(kind).removeprefix("torch.")] = layer(what, kind, device)
+        found = timed(runs, repeats, images)
+        rate = {kind: f"{operations / sorted(times)[len(times) // 2] / 1e9:.0f}" for kind, times in found.items()}
+        for kind in ("bfloat16", "float16"):
+            note = f"{rate[kind]} and {rate['float32']} GFLOP/s"
+            rows.append(measure.row(f"{kind} {what}", "float32", found[kind], found["float32"], note))
     return rows
+
+
+def layer(what: str, kind: torch.dtype, device: torch.device) -> Callable[[], Any]:
+    """One of `layers`, everything already in that precision and channels-last."""
+    if what == "matrix product":
+        a = torch.randn(1024, 1024, device=device).to(kind)
+        return lambda: a @ a
+    last = torch.channels_last
+    x = torch.randn(16, 64, 32, 32, device=device).to(kind).to(memory_format=last).requires_grad_()
+    weight = torch.randn(64, 64, 3, 3, device=device).to(kind).to(memory_format=last)
+    back = torch.randn(16, 64, 32, 32, device=device).to(kind).to(memory_format=last)
+    return lambda: torch.autograd.grad(torch.nn.functional.conv2d(x, weight, padding=1), x, back)
+
+
+def profiled(step: Callable[[], None], title: str, device: torch.device) -> measure.Row:
+    """How much of a step are convolutions and matrix products; on a GPU also, for how much of it the device is busy."""
+    kinds = torch.profiler.ProfilerActivity
+    now = measure.clock(device)
+    gpu = device.type == "cuda"
+    with torch.profiler.profile(activities=[kinds.CPU, *([kinds.CUDA] if gpu else [])]) as seen:
+        began = now()
+        step()
+        took = now() - began
+    field = "self_device_time_total" if gpu else "self_cpu_time_total"
+    times = {event.key: getattr(event, field) / 1e6 for event in seen.key_averages()}
+    hard = sum(time for key, time in times.items() if "convolution" in key or key in HARD)
+    whole = sum(times.values())
+    note = f"{100 * hard / whole:.0f} % of it" + (f"; the device is busy for {100 * whole / took:.0f} %" if gpu else "")
+    return measure.Row(f"convolutions of a {title}", "the step", hard, whole, note=note)
 
 
 def main() -> int:
     """Measure what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data"), help="where CIFAR-10 is")
+    parser.add_argument("--dataset", choices=("cifar10", "digits"), default="cifar10")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--width", type=int, default=64, help="of the ResNet-18; 64 is the usual one")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=5)
@@ -256,16 +298,15 @@ def main() -> int:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     try:
-        images = data.load("cifar10", Split.TRAIN, arguments.data).take(slice(2048))
+        images = data.load(arguments.dataset, Split.TRAIN, arguments.data).take(slice(2048)).to(arguments.device)
     except DataError as error:
-        print(f"skipped: no CIFAR-10 images ({error})", file=sys.stderr)
+        print(f"skipped: no images ({error})", file=sys.stderr)
         return 0
-    rows: list[measure.Row] = []
-    for name, part in zip(PARTS, (augmentation, steps, levers, pipeline, wall), strict=True):
-        if not arguments.only or name in arguments.only:
-            rows += part(arguments, images)
-    settings = {key: getattr(arguments, key) for key in ("width", "batch", "repeats", "compile", "precision")}
-    return measure.finish(rows, arguments, settings)
+    functions = dict(zip(PARTS, (augmentation, steps, levers, pipeline, wall), strict=True))
+    chosen = {name: part for name, part in functions.items() if not arguments.only or name in arguments.only}
+    rows, again = measure.measured({name: partial(part, arguments, images) for name, part in chosen.items()})
+    settings = {key: getattr(arguments, key) for key in ("width", "batch", "repeats", "compile", "precision", "device")}
+    return measure.finish(rows, again, arguments, settings)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from robench import files, tensors
-from robench.errors import CheckpointError, RobenchError, StoreError, first_line, nearest
+from robench.errors import CheckpointError, RobenchError, StoreError, UsageError, first_line, nearest
 from robench.methods import method_for
 from robench.models import Nets, build_nets
 from robench.recipe import WEIGHTS, Recipe
@@ -95,7 +95,7 @@ class Checkpoint:
         marker, end, state = (self.folder / name for name in ("run.json", "last.json", "state.pt"))
         if marker.exists() and (state.exists() or not end.exists()):
             return f"{self.name} is not finished: {again}"
-        if "head" not in nets_after(recipe, self.stages, self.classes, self.shape).parts:
+        if "head" not in self._form().parts:
             return f"{self.name} is an encoder without a head: robench train linear --encoder {self.folder}"
         return ""
 
@@ -152,12 +152,17 @@ class Checkpoint:
                 "restore the file or train it again"
             )
         stored = tensors.read(content, str(path))
-        shape = self.recipe, self.stages, self.classes, self.shape
-        with suppress(NotImplementedError, RuntimeError, TypeError), torch.device("meta"):  # which a model may not know
-            fitting(nets_after(*shape), stored, str(path))  # before memory is given for what the description claims
-        nets = nets_after(*shape)
+        fitting(self._form(), stored, str(path))  # before memory is given for what the description claims
+        nets = nets_after(self.recipe, self.stages, self.classes, self.shape)
         nets.load_state_dict(fitting(nets, stored, str(path)))
         return nets.to(device).eval()
+
+    def _form(self) -> Nets:
+        """Networks of this architecture, without memory for weights where the model can be made so."""
+        shape = self.recipe, self.stages, self.classes, self.shape
+        with suppress(NotImplementedError, RuntimeError, TypeError, UsageError), torch.device("meta"):
+            return nets_after(*shape)
+        return nets_after(*shape)
 
 
 def nets_after(recipe: Recipe, stages: int, classes: int, shape: tuple[int, int, int]) -> Nets:

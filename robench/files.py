@@ -54,6 +54,7 @@ def _write(path: Path, content: bytes | memoryview, settle: Callable[[Path, Path
     temporary: Path | None = None
     handle = -1
     try:
+        _check_place(path)
         _make(path.parent)
         handle, temporary = _begin(path.parent)
         _reach("begun", path)
@@ -79,6 +80,13 @@ def _write(path: Path, content: bytes | memoryview, settle: Callable[[Path, Path
     finally:
         if handle >= 0:
             os.close(handle)  # and with it the lock that says somebody is writing
+
+
+def _check_place(path: Path) -> None:
+    """Refuse what is no file, such as /dev/null: a rename would put a file in its place, for everybody."""
+    odd = path.exists() and not path.is_file() and not path.is_dir()
+    if odd or (path.absolute().is_relative_to("/dev") and not path.absolute().is_relative_to("/dev/shm")):  # noqa: S108
+        raise StoreError(f"cannot write {path}: it is a device and no file. Name a file, or print and redirect")
 
 
 def _replace(temporary: Path, path: Path) -> bool:

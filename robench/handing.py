@@ -30,6 +30,8 @@ TRIES = 2  # how often what is missing is handed out
 FOREVER = 60 * 24 * 365  # minutes a worker here may run
 TIMEOUTS = 1000  # how often a job whose time is up is queued again, where it left off
 
+_STARTED: list[Any] = []  # jobs here, kept till their processes have ended, so that those are reaped
+
 MakeTask = Callable[[Path, int, Sequence[str]], Callable[[], object]]
 W = TypeVar("W", Wanted, Training)
 
@@ -195,6 +197,7 @@ def _workers(submitit: Any, logs: Path, tasks: Sequence[Callable[[], object]]) -
             shown = {"gpus_per_node": 1, "local_visible_gpus": [number % gpus]} if gpus else {}
             executor.update_parameters(timeout_min=FOREVER, **shown)
             jobs.append(executor.submit(task))
+    _STARTED[:] = [job for job in (*_STARTED, *jobs) if job.get_info()["jobState"] == "RUNNING"]
 
     def stop() -> None:
         for job in jobs:

@@ -125,12 +125,12 @@ def pairs(records: Iterable[Result | Failure], one: str, other: str, diagnoses: 
 
 
 def _find(results: Sequence[Result], text: str) -> Subject:
-    """The checkpoint of a name, of the name a path ends in, or of a digest that begins so."""
+    """The checkpoint of a name, of what a path ends in, of a digest that begins so, or a suite's `NAME@last`."""
     subjects = {r.subject.sha256: r.subject for r in results}.values()
     name = Path(text).name if "/" in text else text
-    found = [s for s in subjects if s.name == name] or [
-        s for s in subjects if len(text) > 3 and s.sha256.startswith(text)
-    ]
+    found = [s for s in subjects if s.name == name]
+    found = found or [s for s in subjects if len(text) > 3 and s.sha256.startswith(text)]
+    found = found or [s for s in subjects if s.name == f"{name}@last"]
     if not found:
         raise unknown("checkpoint", text, {s.name for s in subjects}, "robench report")
     if len({s.sha256 for s in found}) > 1:

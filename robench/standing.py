@@ -87,7 +87,7 @@ def _table(results: Sequence[Result], where: str, diagnoses: Sequence[Diagnosis]
         f"unreliable and in no ranking; suspect: look closer; {ABSENT}: none.",
         "Passing every indicator does not prove robustness; adaptive attacks are still needed.",
         *reasons,
-        *[safe(f"Not run everywhere: {', '.join(ids)}: {reason}.") for reason, ids in missing.items()],
+        *[safe(f"Not run in every row, {', '.join(ids)}: {reason}.") for reason, ids in missing.items()],
     )
     return Table(f"Indicators, {where}", (HEADER,), rows, tuple(notes))
 

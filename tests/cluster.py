@@ -126,6 +126,7 @@ def started(folder: Path) -> Iterator[dict[str, str]]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with started(Path(sys.argv[1]).resolve()) as here, contextlib.suppress(KeyboardInterrupt):
         print(f"export SLURM_CONF={here['SLURM_CONF']} PATH={here['PATH']}", flush=True)
         signal.pause()

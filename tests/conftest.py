@@ -35,3 +35,10 @@ def run_cli() -> Callable[..., tuple[int, str, str]]:
         return int(stopped.value.code or 0), out.getvalue(), err.getvalue()
 
     return run
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say loudly what could not be looked at here: a skipped test is a promise nobody kept."""
+    texts = {str(report.longrepr[2]) for report in terminalreporter.stats.get("skipped", []) if report.longrepr}
+    for text in sorted(text for text in texts if "NOT OPENED IN A BROWSER" in text):
+        terminalreporter.write_line(text.removeprefix("Skipped: "), red=True, bold=True)

@@ -5,6 +5,8 @@ caller's folder and its three standard streams; what takes hours or gigabytes is
 names, and says so on standard error.
 """
 
+import contextlib
+import importlib
 import json
 import os
 import re
@@ -13,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import traceback
 from itertools import pairwise
@@ -20,16 +23,26 @@ from pathlib import Path
 
 import torch
 
-import robench.api
-import robench.attacks.autoattack
 import robench.cli
-import robench.figures
-import robench.methods.rocl
-import robench.testing
-import robench.trackers  # (all of these are imported here, once for every fork)
 from robench import recipe
+from robench.results import Result, Store
+from robench.showing import broken
 from robench.spec import assignment
 
+# what commands import when they need it, here once for every fork
+for each in (
+    *(
+        "torch._dynamo",
+        "torch.distributed",
+        "torchvision.datasets",
+        "torchvision.models",
+        "matplotlib.backends.backend_agg",
+    ),
+    *("pandas", "scipy.optimize", "scipy.stats", "sklearn.datasets", "sklearn.manifold", "statsmodels.stats.multitest"),
+    *("robench.api", "robench.attacks.autoattack", "robench.figures", "robench.methods.rocl", "robench.testing"),
+):
+    with contextlib.suppress(ImportError):  # of an extra
+        importlib.import_module(each)
 COUNT = "6"  # images
 LARGE = ("cifar10", "cifar100", "stl10", "svhn")
 CALLER = """#!{python} -ISE
@@ -56,7 +69,10 @@ def _training(words: list[str]) -> list[str]:
     if dataset not in LARGE:
         return [*words, *(each for key, value in _short(found) for each in ("--set", f"{key}={value}"))]
     size = [] if "--model" in words else ["--model", "cnn@width=4"]
-    return [*words, "--smoke", *size, "--set", "validation=32"]
+    out = (
+        [] if "--out" in words else ["--out", f"{tempfile.mkdtemp(dir=Path.cwd())}/{found.name}"]
+    )  # not to be attacked
+    return [*words, "--smoke", *size, *out, "--set", "validation=32"]
 
 
 def _short(found: recipe.Recipe) -> list[tuple[str, object]]:
@@ -85,8 +101,9 @@ def _shown(words: list[str]) -> list[str]:
     """The key of a record that is there, for the key of a reader's."""
     if not re.fullmatch("[0-9a-f]{4}", words[1]):
         return words
-    there = [path for path in sorted(Path("results/cells").glob("*.json")) if '"robust": "0' in path.read_text()]
-    return [words[0], (there or sorted(Path("results/cells").glob("*.json")))[0].stem, *words[2:]]
+    there = [each for each in Store(Path("results")).records() if isinstance(each, Result) and not each.source]
+    found = min(each.cell.key for each in there if len(broken(each)) > 1 and each.subject.dataset == "cifar10")
+    return [words[0], found, *words[2:]]
 
 
 SMALLER = {

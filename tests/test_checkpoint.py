@@ -323,6 +323,7 @@ def test_a_description_that_claims_a_large_model_is_refused_before_memory_is_giv
         CheckpointError, match=r"parts\.head\.weight is \(10, 32\) in the file and \(1000000000000, 32\)"
     ):
         open_checkpoint("run", tmp_path).load()
+    assert open_checkpoint("run", tmp_path).unready == ""  # nor does a look at what it is take memory
 
 
 def test_weights_of_another_type_are_refused(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The command line: errors are one line that helps, the three commands meet, and exit codes are kept."""
 
+import errno
 import hashlib
 import json
 import os
@@ -482,6 +483,20 @@ def test_a_fault_of_robench_is_called_one(here: Path, run_cli: Cli, monkeypatch:
     code, _, err = run_cli("train", "rocl")
     assert code == 70
     assert re.fullmatch(r"error: ZeroDivisionError: oh\. This is a fault of robench; .*--traceback.*\n", err)
+
+
+def test_output_that_finds_no_room_is_no_fault_of_robench(
+    here: Path, run_cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(recipe, "load", full)
+    code, _, err = run_cli("train", "rocl")
+    assert (code, err) == (
+        DiskFullError.code,
+        "error: No space left on device: where the output goes. Make room, or choose another place\n",
+    )
 
 
 def test_interrupting_says_how_to_go_on(here: Path, run_cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

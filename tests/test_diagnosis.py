@@ -281,3 +281,31 @@ def test_the_command_stores_what_it_prints_and_reports_carry_it(
         code, out, err = run_cli("report", "--results", tmp_path, "--format", form)
         assert "pgd-at-digits !" in out
         assert "G1 zero" in out
+
+
+TOYS = ("quantised input", "softmax", "sine", "turned gradient", "random logits")
+
+
+SLOW = [pytest.param(kind, marks=pytest.mark.nightly) for kind in TOYS[:4]]
+
+
+@pytest.mark.parametrize("kind", [*SLOW, "random logits", "honest"])
+def test_the_command_catches_five_toys_and_no_honest_model(
+    kind: str, tmp_path: Path, run_cli: Callable[..., tuple[int, str, str]]
+) -> None:
+    (tmp_path / "toy.py").write_text(
+        "from test_diagnosis import MASKS, Masked, net_for\n"
+        f"def make():\n    return Masked(MASKS[{kind!r}]) if {kind != 'honest'} else net_for()\n"
+    )
+    line = ("diagnose", "--model", f"{tmp_path}/toy.py:make", "--dataset", "digits", "--threat", "linf-0.1")
+    count = 16 if kind == "honest" else 64
+    code, out, err = run_cli(*line, "--count", count, "--device", "cpu", "--results", tmp_path)
+    (made,) = diagnosis.records(tmp_path)
+    caught = [row.id for row in made.rows if row.verdict == "fail"]
+    if kind == "honest":
+        assert (code, caught) == (0, []), out
+    else:
+        assert code == 1, err
+        assert len(caught) >= 2
+        assert len(made.kinds) >= 2
+        assert f"Failed: {', '.join(caught)}" in " ".join(out.split())

@@ -7,6 +7,7 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -265,6 +266,16 @@ def test_a_folder_on_a_read_only_disk_is_said_at_once(tmp_path: Path, monkeypatc
     monkeypatch.setattr(os, "open", read_only)
     with pytest.raises(StoreError, match=r"cannot write in .*Read-only file system.*Choose another folder"):
         files.check_writable(tmp_path)
+
+
+@pytest.mark.parametrize("write", [files.write, files.write_new])
+def test_what_is_no_file_is_left_as_it_is(write: Callable[[Path, bytes], object], tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path / "pipe", Path("/dev/robench")):  # never a real device: a fault here would take it away
+        with pytest.raises(StoreError, match=r"it is a device and no file\. Name a file, or print and redirect"):
+            write(place, NEW)
+    assert (tmp_path / "pipe").is_fifo()
+    assert names(tmp_path) == ["pipe"]
 
 
 # names

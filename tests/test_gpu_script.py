@@ -96,6 +96,14 @@ def test_all_of_it_at_a_tiny_size(tmp_path: Path) -> None:
     assert {row["against"] for row in json.loads((out / "ratios-autoattack.json").read_text())["rows"]} == {
         "pyautoattack"
     }
+    names = {row["name"] for path in out.glob("ratios-*.json") for row in json.loads(path.read_text())["rows"]}
+    for text in (
+        "TRADES-10 step, bfloat16",
+        "RoCL step, float32",
+        "lever: + folded normalisations",
+        "float16 matrix product",
+    ):
+        assert text in names
     assert "not to be compared: another experiment" in json.loads((out / "loss-trace.json").read_text())["said"]
     table = (out / "tables.md").read_text()
     for text in ("pgd-at-digits", "robust-linear-digits", "autoattack-bracket", "bfloat16", " to "):

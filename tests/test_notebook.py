@@ -89,6 +89,7 @@ def test_train_and_evaluate_draw(cell: Cell, tmp_path: Path) -> None:
 
 
 @pytest.mark.nightly
+@pytest.mark.timeout(1800)
 def test_the_pages_examples_run_in_a_notebook(tmp_path: Path) -> None:
     """In a process of its own, since a kernel brings threads and sockets along."""
     pytest.importorskip("nbclient", reason="needs nbclient and ipykernel: pip install -e '.[dev]'")

@@ -135,6 +135,15 @@ def test_names_are_told_apart_by_their_digest() -> None:
     assert paired.pairs(RECORDS, "checkpoints/pgd-at", "rocl")[0].subjects == (PGDAT, ROCL)
 
 
+def test_a_suites_last_epoch_is_found_by_the_runs_name() -> None:
+    last = replace(ROCL, name="rocl@last", sha256="e" * 64)
+    records = [record for record in RECORDS if record.subject == PGDAT]
+    records += [result(last, "fgsm", "1" * N)]
+    assert paired.pairs(records, "pgd-at", "rocl")[0].subjects == (PGDAT, last)
+    both = [*records, result(ROCL, "fgsm", "1" * N)]
+    assert paired.pairs(both, "pgd-at", "rocl")[0].subjects == (PGDAT, ROCL)
+
+
 @pytest.mark.parametrize(
     ("records", "names", "error", "words"),
     [

@@ -1,5 +1,7 @@
 """Renderings beyond Markdown and CSV: bold, LaTeX, JSON, HTML in a real browser, and figures, to the byte and inert."""
 
+import base64
+import hashlib
 import json as encoder
 import re
 import shutil
@@ -452,18 +454,87 @@ def test_without_matplotlib_the_error_has_the_line_that_helps(monkeypatch: pytes
 # a real browser
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+NO_BROWSER = (
+    "NOT OPENED IN A BROWSER: no chromium on this machine: playwright install chromium, or apt-get install chromium"
+)
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        pytest.skip(f"no browser on this machine: {', '.join(BROWSERS)}")
+    """A real one: the machine's own, or playwright's. Where there is none, the end of the test run says so."""
+    api = pytest.importorskip("playwright.sync_api", reason="NOT OPENED IN A BROWSER: pip install playwright")
     with api.sync_playwright() as started:
+        own = Path(started.chromium.executable_path)
+        path = next(filter(None, map(shutil.which, BROWSERS)), str(own) if own.is_file() else None)
+        if path is None:
+            pytest.skip(NO_BROWSER)
         opened = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield opened
         opened.close()
+
+
+def test_a_page_is_what_a_browser_needs_even_where_there_is_none() -> None:
+    """What the browser tests look at, as far as it can be read from the page: structure, policy, heads that sort."""
+    tables = [sortable(), *reporting.tables(RECORDS)]
+    text = html(tables)
+    page = Page(text)
+    assert not page.asks
+    assert Balance(text).open == []
+    for made, table in zip(re.findall(r"<table>.*?</table>", text, re.DOTALL), tables, strict=True):
+        heads = re.findall(r'<th scope="col" data-column="(\d+)" aria-sort="none"><button type="button">', made)
+        assert heads == [str(i) for i in range(len(table.heads))]
+        bodies = re.findall(r"<tr>(.*?)</tr>", made.partition("</thead>")[2], re.DOTALL)
+        assert [len(re.findall("<t[hd][ >]", row)) for row in bodies] == [len(table.heads)] * len(table.rows)
+    script = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    assert len(script) == 1
+    digest = base64.b64encode(hashlib.sha256(script[0].encode()).digest()).decode()
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text)
+    assert policy is not None
+    assert "default-src &#x27;none&#x27;" in policy[1]
+    assert digest in policy[1]
+
+
+class Balance(HTMLParser):
+    """The tags that are open at the end; one closed in the wrong order stays."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in ("meta", "link"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if self.open[-1:] == [tag]:
+            self.open.pop()
+
+
+def balanced(text: str) -> bool:
+    """Whether every group and environment of some LaTeX ends where it should, and each row has as many cells as its table."""
+    depth, open_ = 0, list[str]()
+    for found in re.finditer(r"(?<!\\)[{}]|\\(begin|end)\{(\w+)\}", re.sub(r"\\[{}]", "", text)):
+        if found[1] == "begin":
+            open_.append(found[2])
+        elif found[1] == "end" and (not open_ or open_.pop() != found[2]):
+            return False
+        elif not found[1]:
+            depth += 1 if found[0] == "{" else -1
+        if depth < 0:
+            return False
+    return depth == 0 and not open_
+
+
+@pytest.mark.parametrize("text", ["name", *HOSTILE], ids=ascii)
+def test_latex_is_balanced_even_where_none_can_set_it(text: str) -> None:
+    made = latex(reporting.tables(named(text)))
+    assert balanced(made)
+    assert not balanced(made.replace("\\end{tabular}", "", 1))
+    assert not balanced(made + "{")
+    for table in re.findall(r"\\toprule\n(.*?)\\bottomrule", made, re.DOTALL):
+        lines = [line for line in table.splitlines() if line.endswith("\\\\") and "multicolumn" not in line]
+        assert len({len(re.findall(r"(?<!\\)&", line)) for line in lines}) == 1
 
 
 def column(page: Any, i: int) -> list[str]:
@@ -586,6 +657,61 @@ def test_plot_says_which_filter_left_nothing(stored: Path, run_cli: Callable[...
     code, _, err = run_cli("plot", "--results", stored, "--dataset", "mnist", "--out", stored / "figure.svg")
     assert code == 2
     assert "--dataset mnist leaves none of the results; there are some on cifar10" in err
+
+
+@pytest.mark.usefixtures("plots")
+@pytest.mark.parametrize(
+    ("asked", "kind", "there", "gone"),
+    [
+        (("--attack", "fgsm"), "curves", "linf, fgsm", "pgd-20"),
+        (("--threat", "l2"), "curves", "l2, pgd-20", "linf"),
+        (("--source", "pgd-at"), "transfer", "pgd-at", "autoattack"),
+        (("--source", "white-box"), "union", "rocl at linf-8/255", "from"),
+        (("--seed", "0", "--dataset", "cifar10"), "pareto", "seconds of the attack", "nothing"),
+    ],
+)
+def test_plot_draws_what_a_filter_leaves(
+    stored: Path, run_cli: Callable[..., tuple[int, str, str]], asked: tuple[str, ...], kind: str, there: str, gone: str
+) -> None:
+    out = stored / "figure.svg"
+    assert run_cli("plot", "--results", stored, "--kind", kind, *asked, "--out", out) == (0, "", "")
+    drawn = "\n".join(ElementTree.fromstring(out.read_text()).itertext())
+    assert there in drawn
+    assert gone not in drawn
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (("--attack", "fgsn"), "--attack fgsn leaves none of the results; there are some of --attack .* 'fgsm'"),
+        (("--attack", "fgsm", "--threat", "l2"), "--threat l2 leaves none of the results that --attack fgsm left"),
+        (("--source", "nobody"), "--source nobody leaves none"),
+        (("--seed", "7"), "--seed 7 leaves none"),
+    ],
+)
+def test_an_empty_drawing_says_which_filter_emptied_it(
+    stored: Path, run_cli: Callable[..., tuple[int, str, str]], asked: tuple[str, ...], said: str
+) -> None:
+    for kind in ("curves", "examples", "pareto"):
+        code, _, err = run_cli("plot", "--results", stored, "--kind", kind, *asked, "--out", stored / "figure.svg")
+        assert code == 2
+        assert re.search(said, err)
+
+
+@pytest.mark.usefixtures("plots")
+@pytest.mark.parametrize("unit", ["passes", "seconds"])
+def test_plot_draws_what_attacks_cost_in_each_unit(
+    stored: Path, run_cli: Callable[..., tuple[int, str, str]], unit: str
+) -> None:
+    out = stored / "figure.svg"
+    assert run_cli("plot", "--results", stored, "--kind", "pareto", "--unit", unit, "--out", out) == (0, "", "")
+    word = {"passes": "image passes of the attack", "seconds": "seconds of the attack"}[unit]
+    assert word in "".join(ElementTree.fromstring(out.read_text()).itertext())
+    line = ("plot", "--results", stored, "--kind", "pareto", "--by", "evaluation", "--unit", unit, "--out", out)
+    assert run_cli(*line) == (0, "", "")
+    assert "attack" in "".join(ElementTree.fromstring(out.read_text()).itertext())
+    code, _, err = run_cli("plot", "--results", stored, "--kind", "curves", "--unit", unit, "--out", out)
+    assert (code, "--kind pareto" in err) == (2, True)
 
 
 def test_failures_alone_have_no_figure() -> None:

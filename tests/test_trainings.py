@@ -202,6 +202,8 @@ def test_torchrun_and_a_launcher_do_not_go_together(run_cli: Cli, monkeypatch: p
     monkeypatch.setenv("WORLD_SIZE", "2")
     code, _, told = run_cli("train", "standard-digits", "--launcher", "local")
     assert (code, "torchrun several of this one" in told) == (2, True), told
+    code, _, told = run_cli("sweep", "standard-digits", "--set", "seed=0,1")
+    assert (code, "a sweep trains each run in one process" in told) == (2, True), told
 
 
 def sweep(root: Path, *more: object) -> tuple[object, ...]:

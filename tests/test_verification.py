@@ -72,7 +72,7 @@ def test_two_values_for_one_cell_are_both_named(folder: Path, tmp_path: Path) ->
     assert len(wrong) == 1
     assert str(Store(folder).path(CELL)) in wrong[0]
     assert "machine-2" in wrong[0]
-    assert "5 and 4 robust images" in wrong[0]
+    assert "5 robust images there, 4 now" in wrong[0]
 
 
 def test_missing_cells_failures_flags_and_leftovers_are_told_and_not_wrong(folder: Path, run_cli: Cli) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import signal
 import traceback as tracebacks
@@ -19,7 +20,7 @@ from robench.cli.launching import status
 from robench.cli.record import features, list_, show
 from robench.cli.report import plot, report, verify
 from robench.cli.training import sweep, train
-from robench.errors import RobenchError, StoppedError, UsageError, nearest
+from robench.errors import DiskFullError, RobenchError, StoppedError, UsageError, nearest
 from robench.results import safe
 
 STOPPED = "stopped; what was finished is kept: the same command goes on"
@@ -95,6 +96,27 @@ def _said(error: click.ClickException, given: Sequence[str]) -> str:
     return f"{text} (robench {f'{command} ' if command else ''}--help)"
 
 
+def _unwritten(error: Exception) -> int:
+    """Say that there is no room where the output goes, or other code writes; 0 if that is not what happened."""
+    if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return 0
+    place = error.filename or "where the output goes"
+    click.echo(f"error: {error.strerror}: {safe(str(place))}. Make room, or choose another place", err=True)
+    return DiskFullError.code
+
+
+def _fault(error: Exception, wants_traceback: bool) -> int:
+    """Say what is no fault of the person who asked."""
+    if wants_traceback:
+        tracebacks.print_exc()
+    click.echo(
+        f"error: {type(error).__name__}: {safe(str(error))}. This is a fault of robench; the same command with --traceback "
+        "shows where",
+        err=True,
+    )
+    return 70
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; errors a person can mend are one line and exit code 2."""
     import os
@@ -131,12 +153,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         code = 1
     except Exception as error:
-        if wants_traceback:
-            tracebacks.print_exc()
-        click.echo(
-            f"error: {type(error).__name__}: {safe(str(error))}. This is a fault of robench; the same command with --traceback "
-            "shows where",
-            err=True,
-        )
-        code = 70
+        code = _unwritten(error) or _fault(error, wants_traceback)
     sys.exit(code)

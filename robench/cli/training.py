@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Iterator, Sequence
@@ -369,6 +370,10 @@ def sweep(
     from robench.terminal import rows, say, watched
 
     load(recipe)  # a wrong name is said before what is to be set in it
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(
+            "a sweep trains each run in one process: leave torchrun out, and use --launcher local or slurm"
+        )
     points = sweeps.grid(recipe, sweeps.axes(settings))
     handed = order(launcher, context, lambda needed: (recipe,))
     mine = launch.task(launcher.task) if launcher.task else None

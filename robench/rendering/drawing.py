@@ -84,7 +84,7 @@ def inline(figure: Figure, prefix: str, *, slim: bool = False) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<style>/\* page \*/.*?</style>", "", text, flags=re.DOTALL)
     text = re.sub(r'(?<=\bid=")|(?<=url\(#)|(?<=href="#)', prefix, text)
-    text = re.sub(r"(?<=\n) +(?=<)", "", _rounded(text))
+    text = _classed(re.sub(r"(?<=\n) +(?=<)", "", _rounded(text)), prefix)
     return text.replace("<svg ", f'<svg role="img" aria-label="{escape(figure.title)}" ', 1).strip()
 
 
@@ -94,7 +94,20 @@ def _rounded(text: str) -> str:
     def shorter(found: re.Match[str]) -> str:
         return re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", found[0])
 
+    text = re.sub(r' transform="rotate\(-?0 [^"<]*"', "", text)
     return re.sub(r' (?:d|x|y|transform)="[^"<]*"', shorter, text)
+
+
+def _classed(text: str, prefix: str) -> str:
+    """An SVG whose styles stand in it once, each under a name; most of them are those of hundreds of marks."""
+    names: dict[str, str] = {}
+
+    def named(found: re.Match[str]) -> str:
+        return f' class="{names.setdefault(found[1], f"{prefix}{len(names)}")}"'
+
+    text = re.sub(r' style="([^"<]*)"', named, text)
+    rules = "".join(f".{name}{{{rule}}}" for rule, name in names.items())
+    return re.sub(r"(<svg[^>]*>)", lambda found: f"{found[1]}<style>{rules}</style>", text, count=1)
 
 
 def _adaptive(text: str) -> str:

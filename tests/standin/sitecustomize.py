@@ -13,15 +13,17 @@ SIZE = {"MNIST": (1, 28), "FashionMNIST": (1, 28), "STL10": (3, 96)}
 
 
 def load(*, name: str, split: Split, root: Path) -> Images:
-    """A stripe at a place that says the class, on noise."""
+    """A bright square on noise, whose place and colour say the class."""
     classes = 100 if name == "CIFAR100" else 10
     count = 60 if split is Split.TEST else 200
     channels, size = SIZE.get(name, (3, 32))
     dice = torch.Generator().manual_seed(count)
     y = torch.arange(count) % classes
     x = torch.randint(0, 120, (count, channels, size, size), generator=dice, dtype=torch.uint8)
-    for one, where in zip(x, (y * size // classes).tolist(), strict=True):
-        one[:, where : where + max(1, size // 10)] += 120
+    half = size // 2
+    for one, label in zip(x, y.tolist(), strict=True):
+        down, across, channel = label % 2 * half, label // 2 % 2 * half, label // 4 % channels
+        one[channel, down : down + half, across : across + half] += 120
     return Images(name, split, x, y, classes)
 
 
