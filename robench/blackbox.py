@@ -77,8 +77,8 @@ def onnx_model(*, file: str) -> nn.Module:
     _there(file, "ONNX")
     try:
         import onnxruntime
-    except ImportError:
-        raise missing(f"onnx:{file}", "onnxruntime", "onnx") from None
+    except ImportError as error:
+        raise missing(f"onnx:{file}", "onnxruntime", "onnx", error) from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     try:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from robench import files, tensors
 from robench.errors import CheckpointError, RobenchError, StoreError, UsageError, first_line, nearest
+from robench.fitting import sniff
 from robench.methods import method_for
 from robench.models import Nets, build_nets
 from robench.recipe import WEIGHTS, Recipe
@@ -147,6 +148,7 @@ class Checkpoint:
         except OSError as error:
             raise CheckpointError(f"{path}: {error.strerror}; train it again, or restore the file") from None
         if content is None:
+            sniff(path, self.sha256)
             raise CheckpointError(
                 f"{path} is damaged: its SHA-256 is not the one in {path.with_suffix('.json').name}; "
                 "restore the file or train it again"

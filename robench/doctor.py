@@ -26,6 +26,8 @@ EXTRAS: Mapping[str, str] = {
     "torchattacks": "torchattacks",
     "matplotlib": "plot",
     "timm": "timm",
+    "transformers": "transformers",
+    "huggingface_hub": "hub",
     "onnxruntime": "onnx",
     "datasets": "hf",
     "robustbench": "robustbench",

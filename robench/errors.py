@@ -65,10 +65,16 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+# what people call things whose names are spelled in another way altogether
+NICKNAMES = {"aa": "autoattack", "aa-rand": "autoattack-rand", "carlini": "cw", "cw-l2": "cw", "hsj": "hopskipjump"}
+
+
 def nearest(given: str, known: Iterable[str]) -> str | None:
     """The known name closest to what was typed, or None when nothing is close."""
     names = list(known)
     folded = {name.lower().replace("_", "-"): name for name in names}
+    if (usual := NICKNAMES.get(given.lower())) in names:
+        return usual
     close = difflib.get_close_matches(given.lower().replace("_", "-"), folded, n=1, cutoff=0.55)
     return folded[close[0]] if close else None
 
@@ -81,6 +87,18 @@ def unknown(kind: str, given: str, known: Iterable[str], next_step: str) -> Usag
     return UsageError(f"unknown {kind} {given!r}.{guess} ({len(names)} known: {next_step})")
 
 
-def missing(what: str, package: str, extra: str) -> UsageError:
-    """The error for something that needs a package which is not installed: the line that installs it."""
+def missing(what: str, package: str, extra: str, error: ImportError | None = None) -> UsageError:
+    """The error for something that needs a package which cannot be imported: the line that installs it, or what it lacks.
+
+    Args:
+        what: needs it.
+        package: as it is imported.
+        extra: of robench, which brings it.
+        error: of the import; one that names another module means that the package is there, and that is not.
+    """
+    if error is not None and package not in (error.name or "").split("."):
+        return UsageError(
+            f"{what!r} comes with {package}, which is installed and cannot be imported ({first_line(error)}): pip install "
+            f"--upgrade 'robench[{extra}]'"
+        )
     return UsageError(f"{what!r} comes with {package}, which is not installed: pip install 'robench[{extra}]'")

@@ -121,12 +121,13 @@ def json_bytes(content: Any) -> bytes:
     return (json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
-def web_page(path: Path, wanted: str) -> str:
+def web_page(path: Path, wanted: str, sha256: str = "") -> str:
     """The sentence for a file that is a web page, as a refused download leaves one; nothing if it is none.
 
     Args:
         path: of the file.
         wanted: what it was taken for, such as `weights`.
+        sha256: what its digest must be, if that is known.
     """
     try:
         with path.open("rb") as stream:
@@ -136,7 +137,7 @@ def web_page(path: Path, wanted: str) -> str:
     seen = re.match(rb"<!?\w*", begins)
     return (
         f"{path.name} is a web page, not {wanted} (starts with '{seen[0].decode()}'): the download was refused or limited. "
-        "Delete it and fetch it again"
+        "Delete it and fetch it again" + (f"; expected SHA-256 {sha256}" if sha256 else "")
         if seen
         else ""
     )

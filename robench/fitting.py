@@ -30,19 +30,32 @@ FAMILIES = (
 )
 
 
-def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file by name, by `tensors.read_file`, which runs no code in it.
+def sniff(path: Path, sha256: str = "") -> None:
+    """Look at the first bytes of what should be weights.
+
+    Args:
+        path: of the file.
+        sha256: what its digest must be, if that is known.
 
     Raises:
-        CheckpointError: if it is absent, a web page, a whole model, would run code, or holds no weights.
+        CheckpointError: if there is no such file, or it is a web page.
     """
     try:
         with path.open("rb"):
             pass
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}; name the file of the weights") from None
-    if page := files.web_page(path, "weights"):
+    if page := files.web_page(path, "weights", sha256):
         raise CheckpointError(page)
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file by name, by `tensors.read_file`, which runs no code in it.
+
+    Raises:
+        CheckpointError: if it is absent, a web page, a whole model, would run code, or holds no weights.
+    """
+    sniff(path)
     if zipfile.is_zipfile(path):
         with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
             if any(name.endswith("/constants.pkl") for name in archive.namelist()):

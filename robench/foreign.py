@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robench import files, fitting
+from robench import files, fitting, hub_model
 from robench.blackbox import BlackBox
 from robench.data import Images
 from robench.errors import CheckpointError, RobenchError, UsageError, first_line
@@ -55,6 +55,7 @@ class Foreign:
         network: what answers, normalisation included.
         threat: what it was trained against, if somebody said so.
         notes: what was done to make it fit, for whoever named it.
+        doubts: what a look at it has found.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Foreign:
     network: Wrapped = field(repr=False, compare=False)
     threat: ThreatModel | None = None
     notes: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def recipe(self) -> None:
@@ -148,6 +150,8 @@ def open_foreign(
         taken = fitting.fit(network, fitting.read(stored), entry.name)
         notes += [f"names of weights start with '{taken}': stripped"] if taken else []
         origin |= {"weights": str(stored), "weights_sha256": files.sha256(stored.read_bytes())}
+    if not preprocess and entry.name.startswith("hf:") and (own := hub_model.normalisation(**entry.options)):
+        notes += [f"its own files normalise by {own}: add --preprocess {own}?"]
     details = ", ".join(filter(None, [stored.stem if stored else "", preprocess]))
     called = name or entry.name.rpartition("/")[2] + (f" ({details})" if details else "")
     made = foreign(network, images, name=called, origin=origin, preprocess=preprocess, code=_file(entry))

@@ -668,9 +668,9 @@ CLASSIFIERS = Registry(
         ),
         Entry(
             "hf:",
-            "robench.zoo:hub_model",
-            "a timm model on the Hugging Face Hub or in a folder laid out so, as hf:OWNER/NAME or hf:FOLDER",
-            facts={"extra": "timm"},
+            "robench.hub_model:hub_model",
+            "a model of timm, transformers or robench on the Hugging Face Hub, or in a folder: hf:OWNER/NAME, hf:FOLDER",
+            facts={"extra": "hub"},
             family="name",
         ),
         Entry(

@@ -191,8 +191,8 @@ def _refusal(names: Iterable[str], said: str) -> str:
     if not named:
         return ""
     return (
-        f"would run {named[0]} when it is opened, so it was not; weights hold tensors only. Save the state_dict, best as "
-        "safetensors"
+        f"needs full pickle, which can run code: it would run {named[0]} when it is opened, so it was not; weights hold tensors "
+        "only. Save the state_dict, best as safetensors"
     )
 
 

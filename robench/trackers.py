@@ -5,12 +5,13 @@ A tracker is any object with `start`, `log` and `finish`; a package offers one u
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from robench.errors import UsageError, missing
+from robench.errors import UsageError, first_line, missing
 from robench.registry import TRACKERS
 from robench.results import Failure, Result, asked, named
 
@@ -43,8 +44,8 @@ class TensorBoard:
     def __init__(self) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise missing("tensorboard", "tensorboard", "tensorboard") from None
+        except ImportError as error:
+            raise missing("tensorboard", "tensorboard", "tensorboard", error) from None
         self._make = SummaryWriter
 
     def start(self, name: str, folder: Path, config: Mapping[str, Any]) -> None:
@@ -68,8 +69,8 @@ class WandB:
     def __init__(self, project: str = "robench") -> None:
         try:
             import wandb
-        except ImportError:
-            raise missing("wandb", "wandb", "wandb") from None
+        except ImportError as error:
+            raise missing("wandb", "wandb", "wandb", error) from None
         self._library, self.project = wandb, project
 
     def start(self, name: str, folder: Path, config: Mapping[str, Any]) -> None:
@@ -91,8 +92,8 @@ class MLflow:
     def __init__(self, experiment: str = "robench") -> None:
         try:
             import mlflow
-        except ImportError:
-            raise missing("mlflow", "mlflow", "mlflow") from None
+        except ImportError as error:
+            raise missing("mlflow", "mlflow", "mlflow", error) from None
         self._library, self.experiment = mlflow, experiment
 
     def start(self, name: str, folder: Path, config: Mapping[str, Any]) -> None:
@@ -102,15 +103,18 @@ class MLflow:
         self._library.log_params({key: str(value)[:500] for key, value in config.items()})  # which is its limit
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
-        """All figures of a step at once; its names know no other signs than these."""
-        kept = {
-            "".join(c if c.isalnum() or c in "_-./ " else "_" for c in key): value for key, value in figures.items()
-        }
-        self._library.log_metrics(kept, step=step)
+        """All figures of a step at once."""
+        self._library.log_metrics({_plain(key): value for key, value in figures.items()}, step=step)
 
     def finish(self) -> None:
         """End the run."""
         self._library.end_run()
+
+
+def _plain(key: str) -> str:
+    """A name as MLflow takes it: of few signs, and a path that stays where it is."""
+    signs = "".join(c if c.isalnum() or c in "_-./ " else "_" for c in key)
+    return "/".join("_" if part == ".." else part for part in signs.split("/") if part not in ("", ".")) or "_"
 
 
 def trackers_for(texts: Iterable[str]) -> list[Tracker]:
@@ -131,22 +135,39 @@ def trackers_for(texts: Iterable[str]) -> list[Tracker]:
 
 
 @contextmanager
-def tracking(trackers: Sequence[Tracker], name: str, folder: Path, config: Mapping[str, Any]) -> Iterator[Rows]:
-    """Inside, figures go to every tracker; runs begin with the first, and each is ended, whatever happens."""
-    rows = Rows(trackers, name, folder, config)
+def tracking(
+    trackers: Sequence[Tracker],
+    name: str,
+    folder: Path,
+    config: Mapping[str, Any],
+    say: Callable[[str], None] = lambda text: None,
+) -> Iterator[Rows]:
+    """Inside, figures go to every tracker; runs begin with the first, and each is ended, whatever happens.
+
+    A tracker that fails is told of by `say` and left out from then on: hours of work are worth more than a copy of its figures.
+    """
+    rows = Rows(trackers, name, folder, config, say)
     try:
         yield rows
     finally:
-        for each in rows.started:
-            each.finish()
+        for each in [*rows.started]:
+            rows.tried(each, each.finish)
 
 
 class Rows:
     """Starts trackers when there is something to keep, and counts, since stages and cells have no common step."""
 
-    def __init__(self, trackers: Sequence[Tracker], name: str, folder: Path, config: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        trackers: Sequence[Tracker],
+        name: str,
+        folder: Path,
+        config: Mapping[str, Any],
+        say: Callable[[str], None],
+    ) -> None:
         self.trackers = trackers
         self.about = name, folder, config
+        self.say = say
         self.started: list[Tracker] = []
         self.step = 0
 
@@ -156,12 +177,23 @@ class Rows:
         if not numbers:
             return
         self.step += 1
-        if not self.started:
+        if self.step == 1:
             for each in self.trackers:
-                each.start(*self.about)
                 self.started.append(each)
-        for each in self.started:
-            each.log(numbers, self.step)
+                self.tried(each, partial(each.start, *self.about))
+        for each in [*self.started]:
+            self.tried(each, partial(each.log, numbers, self.step))
+
+    def tried(self, tracker: Tracker, act: Callable[[], None]) -> None:
+        """Do something with a tracker, and leave it out if it fails."""
+        try:
+            act()
+        except Exception as error:  # of whatever the service, its library or the network is
+            self.started.remove(tracker)
+            self.say(
+                f"tracker {type(tracker).__name__} gets nothing more ({type(error).__name__}: {first_line(error)}); the figures "
+                f"are in {self.about[1]} all the same"
+            )
 
 
 def result_row(record: Result | Failure) -> dict[str, float]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import importlib.util
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from robench.errors import CheckpointError, UsageError, missing, nearest
-from robench.fitting import fit, read
+from robench.errors import CheckpointError, UsageError, first_line, missing, nearest
+from robench.fitting import sniff
 
 
 def timm_model(*, name: str, classes: int, channels: int, **options: Any) -> nn.Module:
@@ -25,7 +27,7 @@ def timm_model(*, name: str, classes: int, channels: int, **options: Any) -> nn.
     Raises:
         UsageError: if timm is not installed, or knows no such model.
     """
-    timm = _timm(f"timm:{name}")
+    timm = timm_library(f"timm:{name}")
     if not timm.is_model(name):
         known = timm.list_models()
         raise UsageError(f"timm knows no model {name!r}.{_guess(name, known)} ({len(known)} known: timm.list_models())")
@@ -34,11 +36,19 @@ def timm_model(*, name: str, classes: int, channels: int, **options: Any) -> nn.
     return made
 
 
-def _timm(what: str) -> Any:
+def timm_library(what: str) -> Any:
+    """The package timm.
+
+    Args:
+        what: needs it, for messages.
+
+    Raises:
+        UsageError: if it is not installed.
+    """
     try:
         import timm
-    except ImportError:
-        raise missing(what, "timm", "timm") from None
+    except ImportError as error:
+        raise missing(what, "timm", "timm", error) from None
     return timm
 
 
@@ -72,73 +82,65 @@ def _guess(name: str, known: list[str]) -> str:
     return f" Did you mean {match!r}?" if match else ""
 
 
-def hub_model(*, name: str, revision: str | None = None) -> nn.Module:
-    """A timm model as the Hub keeps it: `config.json`, which names the architecture, and `model.safetensors`.
+def robustbench_model(
+    *, name: str, threat_model: str = "Linf", dataset: str = "cifar10", model_dir: str = "models"
+) -> nn.Module:
+    """A model of RobustBench, which fetches it unless its file is there; it normalises by itself.
 
     Args:
-        name: OWNER/NAME on the Hub, or a folder that holds the two files.
-        revision: a branch, tag or commit on the Hub.
+        name: as the leaderboard calls it.
+        threat_model: Linf, L2 or corruptions.
+        dataset: cifar10, cifar100 or imagenet.
+        model_dir: where RobustBench keeps its files, as DATASET/THREAT/NAME.pt.
 
     Raises:
-        UsageError: if timm is not installed, or it cannot be fetched.
-        CheckpointError: if it is laid out in another way.
-    """
-    timm = _timm(f"hf:{name}")
-    folder = Path(name) if Path(name).is_dir() else _fetched(name, revision)
-    try:
-        config = json.loads((folder / "config.json").read_bytes())
-        architecture = config["architecture"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise CheckpointError(
-            f"hf:{name} has no config.json that names a timm architecture; build the network yourself: "
-            "--model my.py:make_model --weights FILE.safetensors"
-        ) from None
-    if not timm.is_model(architecture):
-        raise CheckpointError(
-            f"hf:{name} is a {architecture!r}, which timm {timm.__version__} does not know: update timm"
-        )
-    stored = read(folder / "model.safetensors")
-    options = {key: config[key] for key in ("num_classes", "global_pool") if key in config} | config.get(
-        "model_args", {}
-    )
-    made: nn.Module = timm.create_model(architecture, **options)
-    fit(made, stored, f"timm:{architecture}")
-    return made
-
-
-def _fetched(name: str, revision: str | None) -> Path:
-    """The files of a model on the Hub: those that were fetched before, or else fetched now."""
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise missing(f"hf:{name}", "huggingface_hub", "timm") from None
-    wanted = ["config.json", "model.safetensors"]
-    with contextlib.suppress(Exception):  # not there yet, in any of the ways the library has of saying so
-        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, local_files_only=True))
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
-    except Exception as error:  # its errors are of many kinds, also those of the network below it
-        raise UsageError(
-            f"hf:{name} is no folder here and cannot be fetched ({type(error).__name__}): check the name, or fetch it where "
-            "there is a network and name its folder"
-        ) from error
-
-
-def robustbench_model(*, name: str, threat_model: str = "Linf", dataset: str = "cifar10") -> nn.Module:
-    """A model of RobustBench, which fetches it; it normalises by itself.
-
-    Raises:
-        UsageError: if RobustBench is not installed.
+        UsageError: if RobustBench is not installed, or knows no such model.
         CheckpointError: if it cannot load the model.
     """
     try:
-        from robustbench.utils import load_model
-    except ImportError:
-        raise missing(f"robustbench:{name}", "robustbench", "robustbench") from None
+        with _autoattack():
+            from robustbench import utils
+    except ImportError as error:
+        raise missing(f"robustbench:{name}", "robustbench", "robustbench", error) from None
+    known = _known(utils, dataset, threat_model)
+    if known and name not in known:
+        raise UsageError(
+            f"robustbench knows no {dataset} model {name!r} for {threat_model}.{_guess(name, known)} ({len(known)} known)"
+        )
+    file = Path(model_dir) / dataset / threat_model / f"{name}.pt"
+    if file.is_file():
+        sniff(file)
     try:
-        made: nn.Module = load_model(model_name=name, dataset=dataset, threat_model=threat_model)
+        made: nn.Module = utils.load_model(
+            model_name=name, dataset=dataset, threat_model=threat_model, model_dir=model_dir
+        )
     except Exception as error:
+        if file.is_file():
+            sniff(file)  # a download that was refused
         raise CheckpointError(
-            f"robustbench:{name} ({dataset}, {threat_model}) cannot be loaded: {type(error).__name__}: {error}"
+            f"robustbench:{name} ({dataset}, {threat_model}) cannot be loaded: {type(error).__name__}: {first_line(error)}"
         ) from error
     return made
+
+
+def _known(utils: Any, dataset: str, threat_model: str) -> list[str]:
+    """The names that RobustBench knows; none if it does not know the data set or threat, or does not say."""
+    try:
+        return sorted(utils.all_models[utils.BenchmarkDataset(dataset)][utils.ThreatModel(threat_model)])
+    except (AttributeError, KeyError, ValueError):
+        return []
+
+
+@contextlib.contextmanager
+def _autoattack() -> Iterator[None]:
+    """Inside, `autoattack` is what is published as `pyautoattack`: RobustBench imports the one and depends on the other."""
+    names = {"autoattack": "pyautoattack", "autoattack.state": "pyautoattack.state"}
+    if importlib.util.find_spec("autoattack") is not None or importlib.util.find_spec("pyautoattack") is None:
+        yield
+        return
+    try:
+        sys.modules.update({name: importlib.import_module(other) for name, other in names.items()})
+        yield
+    finally:
+        for name in names:
+            sys.modules.pop(name, None)

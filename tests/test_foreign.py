@@ -4,10 +4,11 @@ import importlib
 import json
 import linecache
 import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from robench.data import Images, Split
 from robench.errors import CheckpointError, UsageError
 from robench.foreign import digest_of, foreign, open_foreign
 from robench.preprocess import KNOWN, layer, statistics, usual
+from robench.registry import ATTACKS
 from robench.results import Result, Store
 from robench.threat import ThreatModel
 from robench.verdict import evaluate
@@ -244,26 +246,53 @@ def test_robustbench_is_asked_by_its_own_words(monkeypatch: pytest.MonkeyPatch, 
         asked.update(options)
         return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 
-    fake = ModuleType("robustbench.utils")
-    fake.load_model = load_model  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "robustbench", ModuleType("robustbench"))
-    monkeypatch.setitem(sys.modules, "robustbench.utils", fake)
+    fake = ModuleType("robustbench")
+    fake.utils = SimpleNamespace(load_model=load_model)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "robustbench", fake)
     open_foreign("robustbench:Standard@threat_model=L2", digits)
-    assert asked == {"model_name": "Standard", "dataset": "cifar10", "threat_model": "L2"}
+    assert asked == {"model_name": "Standard", "dataset": "cifar10", "threat_model": "L2", "model_dir": "models"}
 
 
-def test_a_folder_laid_out_as_the_hub_does(tmp_path: Path) -> None:
-    timm = pytest.importorskip("timm", reason="needs timm: pip install 'robench[timm]'")
-    torch.manual_seed(3)
-    model = timm.create_model("resnet10t", num_classes=10).eval()
-    (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnet10t", "num_classes": 10}))
-    (tmp_path / "model.safetensors").write_bytes(save_tensors(model.state_dict()))
-    images = colours(Split.TEST, tmp_path)
-    found = open_foreign(f"hf:{tmp_path}", images)
-    torch.testing.assert_close(found.load()(images.x()), model(images.x()))
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"has no config\.json that names a timm architecture"):
-        open_foreign(f"hf:{tmp_path}", images)
+def test_a_package_that_is_broken_is_not_called_absent(
+    tmp_path: Path, digits: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "robustbench").mkdir()
+    (tmp_path / "robustbench" / "__init__.py").write_text("import pkg_resources_of_long_ago\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in [name for name in sys.modules if name.startswith("robustbench")]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(UsageError) as caught:
+        open_foreign("robustbench:Standard", digits)
+    assert str(caught.value) == (
+        "'robustbench:Standard' comes with robustbench, which is installed and cannot be imported (No module named "
+        "'pkg_resources_of_long_ago'): pip install --upgrade 'robench[robustbench]'"
+    )
+    assert "autoattack" not in sys.modules
+
+
+def test_what_robustbench_fetched_is_looked_at(tmp_path: Path, digits: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = tmp_path / "models" / "cifar10" / "Linf"
+
+    def load_model(**options: str) -> nn.Module:
+        kept.mkdir(parents=True)
+        (kept / "Standard.pt").write_text("<!doctype html>")  # what a refused download is
+        raise ValueError("invalid load key, '<'.")
+
+    fake = ModuleType("robustbench")
+    utils = {"load_model": load_model, "BenchmarkDataset": str, "ThreatModel": str}
+    fake.utils = SimpleNamespace(**utils, all_models={"cifar10": {"Linf": {"Standard": 1}}})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "robustbench", fake)
+    with pytest.raises(UsageError) as asked:
+        open_foreign("robustbench:Standrad", digits)
+    assert str(asked.value) == (
+        "robustbench knows no cifar10 model 'Standrad' for Linf. Did you mean 'Standard'? (1 known)"
+    )
+    with pytest.raises(CheckpointError) as caught:
+        open_foreign(f"robustbench:Standard@model_dir={tmp_path}/models", digits)
+    assert str(caught.value) == (
+        "Standard.pt is a web page, not weights (starts with '<!doctype'): the download was refused or limited. Delete it and "
+        "fetch it again"
+    )
 
 
 # what it is, in the record
@@ -340,8 +369,8 @@ def test_a_pickle_is_refused_and_runs_nothing(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         fitting.read(path)
     assert str(caught.value) == (
-        f"{path} would run __builtin__.getattr when it is opened, so it was not; weights hold tensors only. Save the state_dict, "
-        "best as safetensors"
+        f"{path} needs full pickle, which can run code: it would run __builtin__.getattr when it is opened, so it was not; "
+        "weights hold tensors only. Save the state_dict, best as safetensors"
     )
     assert not (tmp_path / "sprung").exists()
     torch.save(nn.Linear(2, 2), path)  # what people save most often
@@ -584,12 +613,12 @@ def test_what_gives_no_logits(model: Any, words: str, digits: Images) -> None:
             "'timm:resnet18' comes with timm, which is not installed: pip install 'robench[timm]'",
         ),
         (
-            "timm",
+            "huggingface_hub",
             "hf:owner/name",
-            "'hf:owner/name' comes with timm, which is not installed: pip install 'robench[timm]'",
+            "'hf:owner/name' comes with huggingface_hub, which is not installed: pip install 'robench[hub]'",
         ),
         (
-            "robustbench.utils",
+            "robustbench",
             "robustbench:Standard",
             "'robustbench:Standard' comes with robustbench, which is not installed: pip install 'robench[robustbench]'",
         ),
@@ -647,3 +676,28 @@ def test_threats_of_training_are_told(here: Path, run_cli: Cli) -> None:
     record = only(here / "results")
     assert record.subject.threat == record.cell.threat == ThreatModel.parse("linf-0.1")
     assert record.subject.name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"), [("aa", "autoattack"), ("carlini", "cw"), ("HSJ", "hopskipjump"), ("autoatack", "autoattack")]
+)
+def test_what_people_call_an_attack_is_recognised(given: str, meant: str, here: Path, run_cli: Cli) -> None:
+    code, _, err = run_cli("evaluate", "--attack", given)
+    assert code == 2
+    assert err.splitlines()[-1] == (
+        f"error: unknown attack {given!r}. Did you mean {meant!r}? ({len(ATTACKS.names())} known: robench list attacks)"
+    )
+
+
+def test_a_web_page_in_place_of_a_checkpoints_weights_names_its_digest(
+    tmp_path: Path, trained: Path, run_cli: Cli
+) -> None:
+    shutil.copytree(trained / "standard-digits", tmp_path / "run")
+    (tmp_path / "run" / "best.safetensors").write_text("<html>quota</html>")
+    expected = json.loads((tmp_path / "run" / "best.json").read_text())["sha256"]
+    code, _, err = run_cli("evaluate", tmp_path / "run", "--attack", "fgsm", "--count", 8, "--results", tmp_path / "r")
+    assert code in (1, 2)
+    assert (
+        "best.safetensors is a web page, not weights (starts with '<html'): the download was refused or limited. Delete it and "
+        f"fetch it again; expected SHA-256 {expected}"
+    ) in " ".join(err.split())

@@ -116,6 +116,8 @@ LAYERS = (
         "demo",
         "sweep",
         "pictures",
+        "hub",
+        "hub_model",
         "foreign",
         "checkup",
         "api",
@@ -243,7 +245,17 @@ def test_attack_libraries_are_imported_in_their_adapters_only(library: str) -> N
     assert all(part(name) == "attacks" for name in users)
 
 
-EXTRAS = ("timm", "onnxruntime", "datasets", "huggingface_hub", "robustbench", "tensorboard", "wandb", "mlflow")
+EXTRAS = (
+    "timm",
+    "onnxruntime",
+    "datasets",
+    "huggingface_hub",
+    "transformers",
+    "robustbench",
+    "tensorboard",
+    "wandb",
+    "mlflow",
+)
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,43 @@ def test_quiet_says_only_what_is_wrong(checkpoints: Path, run_cli: Cli) -> None:
     assert [line.split()[0] for line in err.splitlines()] == ["FAILED", "FAIL"]
 
 
+def test_strict_fails_for_what_is_suspect(checkpoints: Path, run_cli: Cli) -> None:
+    assert run_cli(*LINE, "--strict")[0] == 0
+    Path("soft.py").write_text(
+        "import torch\n\n\ndef make_model(classes):\n"
+        "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, classes), torch.nn.Softmax(1))\n"
+    )
+    line = ("evaluate", "--model", "soft.py:make_model", "--dataset", "digits", "--attack", "fgsm", "--count", 8)
+    more = ("--threat", "linf-0.1", "--quiet", "--strict")
+    assert run_cli(*line, *more[:-1])[0] == 0
+    code, out, err = run_cli(*line, *more)
+    assert (code, out) == (6, "")
+    assert "softmax inside the model" in err
+    assert "of the sentences above make these numbers suspect" in err.splitlines()[-1]
+    code, out, _ = run_cli(*line, *more, "--json", "--fail-under", "clean=100")
+    assert code == 1  # a threshold that is missed comes first
+    assert json.loads(out)["thresholds"]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_bash_completes_by_the_script(checkpoints: Path, run_cli: Cli) -> None:
+    """The script is evaluated as a shell does, and its function asked as Tab asks."""
+    (checkpoints.parent / "bin").mkdir()
+    command = checkpoints.parent / "bin" / "robench"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m robench "$@"\n')
+    command.chmod(0o755)
+    script = run_cli("completion", "bash")[1]
+    asks = (
+        "complete -p robench >/dev/null && COMP_WORDS=(robench evaluate --attack autoatt) COMP_CWORD=3 && "
+        '_robench_completion robench && printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    environment = {**HERE, "PATH": f"{command.parent}{os.pathsep}{os.environ['PATH']}"}
+    ran = subprocess.run(
+        ["bash", "--norc", "-c", f"{script}\n{asks}"], capture_output=True, text=True, check=True, env=environment
+    )
+    assert set(ran.stdout.split()) == {name for name in ATTACKS.rows if name.startswith("autoatt")}
+
+
 @pytest.mark.parametrize("plain", [True, False])
 def test_no_color_is_obeyed(plain: bool, checkpoints: Path, run_cli: Cli) -> None:
     run_cli(*LINE)
@@ -248,7 +285,7 @@ def test_an_empty_word_is_refused(line: Sequence[str], run_cli: Cli) -> None:
     assert f"there is an empty word behind {line[-2]!r}" in err
 
 
-@pytest.mark.parametrize("more", [("--json",), ("--fail-under", "fgsm=1")])
+@pytest.mark.parametrize("more", [("--json",), ("--fail-under", "fgsm=1"), ("--strict",)])
 def test_a_plan_judges_nothing(more: Sequence[str], run_cli: Cli) -> None:
     code, _, err = run_cli("evaluate", "--attack", "fgsm", "--plan", *more)
     assert code == 2

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from robench import trackers
 from robench.errors import UsageError
 from robench.leaderboard import About, differences, model_info
 from robench.results import Cell, Result, Store, Subject
@@ -157,6 +158,38 @@ def test_mlflow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("log_metrics", ({"clean": 0.5, "pgd-20 _x_": 0.25},), {"step": 1}),
         ("end_run", (), {}),
     ]
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("../x/robust", "_/x/robust"),
+        ("/a//b", "a/b"),
+        ("./my.py:make/pgd@steps=2", "my.py_make/pgd_steps_2"),
+        (".", "_"),
+    ],
+)
+def test_names_stay_paths_that_mlflow_takes(key: str, expected: str) -> None:
+    assert trackers._plain(key) == expected
+
+
+@pytest.mark.parametrize("when", ["start", "log", "finish"])
+def test_a_tracker_that_fails_stops_nothing(when: str, tmp_path: Path) -> None:
+    class Deaf(Ear):
+        pass
+
+    def fail(*_: object) -> None:
+        raise OSError("no route\nto there")
+
+    setattr(Deaf, when, fail)
+    said: list[str] = []
+    with tracking([Deaf(), Ear()], "a", tmp_path, {}, said.append) as rows:
+        rows({"loss": 1.0})
+        rows({"loss": 2.0})
+    assert said == [f"tracker Deaf gets nothing more (OSError: no route); the figures are in {tmp_path} all the same"]
+    heard = [what for what, _ in HEARD]
+    assert heard.count("finish") == (1 if when in ("finish", "start", "log") else 2)
+    assert [figures for what, figures in HEARD if what == "2"][-1] == {"loss": 2.0}  # the other one goes on
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from robench.errors import AttackError, UsageError, nearest
+from robench.errors import AttackError, UsageError, missing, nearest
 from robench.protocols import Classifier
 from robench.threat import Norm, ThreatModel
 
@@ -111,10 +111,8 @@ def _class(name: str) -> Any:
     """
     try:
         import torchattacks
-    except ImportError:
-        raise UsageError(
-            f"attack torchattacks:{name} needs the package torchattacks: pip install 'robench[torchattacks]'"
-        ) from None
+    except ImportError as error:
+        raise missing(f"torchattacks:{name}", "torchattacks", "torchattacks", error) from None
     if name == "AutoAttack":
         raise UsageError("torchattacks' AutoAttack runs 10 steps where the standard has 100; use --attack autoattack")
     known = [

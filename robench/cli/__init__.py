@@ -16,6 +16,7 @@ from robench.cli.compare import compare
 from robench.cli.environment import completion, doctor
 from robench.cli.evaluation import demo, diagnose, evaluate
 from robench.cli.exporting import export
+from robench.cli.hub import pull, push
 from robench.cli.launching import status
 from robench.cli.record import features, list_, show
 from robench.cli.report import plot, report, verify
@@ -39,8 +40,9 @@ def cli(traceback: bool) -> None:
     robench report                            results/ -> tables
 
     \b
-    Exit codes: 0 done, 1 a cell failed and the others ran, 2 something to mend, 70 a fault of robench, 74 no room on the
-    disk, 130 interrupted, 143 terminated. After 74, 130 and 143 the same command goes on where it stopped.
+    Exit codes: 0 done, 1 a cell failed and the others ran, 2 something to mend, 6 suspect with --strict, 70 a fault of
+    robench, 74 no room on the disk, 130 interrupted, 143 terminated. After 74, 130 and 143 the same command goes
+    on where it stopped.
     """  # noqa: D301 (to click the escape means: keep these lines)
 
 
@@ -59,6 +61,8 @@ for command in (
     list_,
     demo,
     export,
+    push,
+    pull,
     check,
     doctor,
     completion,

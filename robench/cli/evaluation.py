@@ -90,6 +90,9 @@ if TYPE_CHECKING:
     metavar="ATTACK=PERCENT",
     help="Exit code 1 when an accuracy is lower: autoattack=45, clean=80. May repeat.",
 )
+@click.option(
+    "--strict", is_flag=True, help="Exit code 6 when something makes a number suspect: what a flag or a look says."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout; all else is on stderr.")
 @track_option
 @click.option("--quiet", is_flag=True, help="No progress and no line for each cell; failures and thresholds are said.")
@@ -122,6 +125,7 @@ def evaluate(
     seed: int,
     batch: int,
     thresholds: Sequence[str],
+    strict: bool,
     as_json: bool,
     trackers: Sequence[str],
     quiet: bool,
@@ -144,7 +148,7 @@ def evaluate(
     from robench.files import check_writable
     from robench.registry import ATTACKS, seek
 
-    unheard = {"--json": as_json, "--fail-under": thresholds, "--track": trackers}
+    unheard = {"--json": as_json, "--fail-under": thresholds, "--strict": strict, "--track": trackers}
     if plan and (idle := [name for name, there in unheard.items() if there]):
         raise UsageError(f"--plan attacks nothing, so {idle[0]} has nothing to say: leave one of them away")
     for attack in attacks:
@@ -230,13 +234,14 @@ def evaluate(
         show_tables(made, "terminal")
         return
     judged = gates.judged(limits, [record for record, _ in told])
-    with tracking(kept, results.resolve().name, results, {"attacks": " ".join(tried), "seed": seed}) as rows:
+    config = {"attacks": " ".join(tried), "seed": seed}
+    with tracking(kept, results.resolve().name, results, config, say) as rows:
         for record, _ in told:
             rows(result_row(record))
     if as_json:
         click.echo(_document(told, judged), nl=False)
     missed = tell_gates(judged, quiet)
-    finish(told, results, quiet=quiet, missed=missed)
+    finish(told, results, quiet=quiet, missed=missed, strict=strict, doubts=foreign.doubts if foreign else ())
 
 
 def _document(told: Sequence[tuple[Result | Failure, bool]], judged: Sequence[Judgement]) -> str:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 OWN = (  # options that a process of a launch is not given
     *("launcher", "jobs", "slurm_settings", "minutes", "poll", "task"),
-    *("thresholds", "as_json", "trackers", "quiet", "plan", "only_plan", "resume"),
+    *("thresholds", "strict", "as_json", "trackers", "quiet", "plan", "only_plan", "resume"),
 )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,9 +84,10 @@ class Outside:
         size = "x".join(map(str, made.shape))
         if not quiet:
             say(f"{made.name}: {made.classes} classes, {size} images of {made.dataset}, digest {made.sha256[:12]}")
-        for text in (*made.notes, *checkup(made, images, engine.device, engine.batch)):
+        doubts = checkup(made, images, engine.device, engine.batch)
+        for text in (*made.notes, *doubts):
             say(f"{made.name}: {text}")
-        return made
+        return replace(made, doubts=tuple(doubts))
 
 
 def outside(command: Callable[..., None]) -> Callable[..., None]:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from robench.results import Failure, Result
 
 
+SUSPECT = 6  # exit code of an evaluation whose numbers are there, and not to be trusted
+
+
 def tell(ran: Iterable[tuple[Job, Result | Failure, bool]], quiet: bool = False) -> list[tuple[Result | Failure, bool]]:
     """Say what each cell gave, as it comes."""
     from robench.results import Failure, asked, named, safe
@@ -51,9 +54,24 @@ def tell_gates(judged: Sequence[Judgement], quiet: bool = False) -> int:
 
 
 def finish(
-    told: Sequence[tuple[Result | Failure, bool]], results: Path, *, quiet: bool = False, missed: int = 0
+    told: Sequence[tuple[Result | Failure, bool]],
+    results: Path,
+    *,
+    quiet: bool = False,
+    missed: int = 0,
+    strict: bool = False,
+    doubts: Sequence[str] = (),
 ) -> None:
-    """The summary of an evaluation, what its numbers suggest, and its exit code: 1 for a failed cell or a missed threshold."""
+    """The summary of an evaluation, what its numbers suggest, and its exit code.
+
+    Args:
+        told: what each cell gave, and whether it was there already.
+        results: where they are.
+        quiet: say only what needs attention.
+        missed: thresholds that were not met; exit code 1, as for a cell that failed.
+        strict: exit code 6 if there is a flag, a suspicion or a doubt.
+        doubts: what a look at a model has said.
+    """
     from robench.doubt import beyond_flags, suspicions
     from robench.reporting import apart
     from robench.results import FLAG, Failure, Result, safe
@@ -63,7 +81,8 @@ def finish(
     flags = {f"{r.subject.name}: {FLAG}{flag}" for r in records for flag in r.flags}
     names = {r.cell.checkpoint: r.subject.name for r in records}
     failed_signs = [f"{names[who]}: unreliable {text}" for who, why in beyond_flags(records).items() for text in why]
-    for text in [*sorted(flags), *failed_signs, *suspicions(records)]:
+    found = [*sorted(flags), *failed_signs, *suspicions(records)]
+    for text in found:
         say(safe(text))
 
     skipped = sum(there for _, there in told)
@@ -76,6 +95,9 @@ def finish(
             say(f"indicators of masked gradients in them: robench report --table indicators --results {results}")
     if failed or missed:
         raise SystemExit(1)
+    if strict and (found or doubts):
+        say(f"--strict: {len(found) + len(doubts)} of the sentences above make these numbers suspect")
+        raise SystemExit(SUSPECT)
 
 
 def show_tables(made: Sequence[Table], form: str) -> None:

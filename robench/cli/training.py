@@ -251,9 +251,11 @@ def _work(runs: Sequence[Run], root: Path, made: Launch, pieces: Sequence[Piece]
 def _tracked(run: Run, trackers: Sequence[str]) -> Iterator[Run]:
     """The run that also tells trackers."""
     from robench.spec import plain
+    from robench.terminal import say
     from robench.trackers import flat, trackers_for, tracking
 
-    with tracking(trackers_for(trackers), run.folder.name, run.folder, flat(plain(run.recipe))) as rows:
+    config = flat(plain(run.recipe))
+    with tracking(trackers_for(trackers), run.folder.name, run.folder, config, say) as rows:
         yield replace(run, track=rows)
 
 

@@ -118,8 +118,8 @@ def hub_set(
     """
     try:
         import datasets
-    except ImportError:
-        raise missing(f"hf:{name}", "datasets", "hf") from None
+    except ImportError as error:
+        raise missing(f"hf:{name}", "datasets", "hf", error) from None
     try:
         if Path(name).is_dir() and any((Path(name) / each).is_file() for each in ("dataset_dict.json", "state.json")):
             every = datasets.load_from_disk(name)

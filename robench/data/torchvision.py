@@ -90,5 +90,6 @@ def _download(cls: Any, name: str, root: Path, arguments: dict[str, Any]) -> Any
         raise DataError(
             f"{name} is not in {root.resolve()} and cannot be downloaded ({type(error).__name__}). Fetch {file} where "
             f"there is a network, put it into {root.resolve() / folder} (archives unpacked; CIFAR's may "
-            f"also lie in {root.resolve()} as they are), or name another folder with --data"
+            f"also lie in {root.resolve()} as they are), or name another folder with --data. robench demo needs no "
+            "network"
         ) from error
