@@ -115,6 +115,8 @@ def train(
     words = re.sub(r"[^\w.-]+", "-", dataset or "")
     name = wanted.name + (f"-{words}" if words else "") + ("-smoke" if smoke else "")
     folders = [out or where.checkpoints / (name + (f"-seed{each}" if each else "")) for each in seeds]
+    if files := [folder for folder in folders if folder.is_file()]:
+        raise UsageError(f"cannot write in {files[0]}: it is a file. Choose another folder with --out")
 
     from robench import distributed
 
