@@ -7,12 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from robench import recipe
 from robench.cli import main
 from robench.training import Run, train
 
 torch.set_num_threads(1)  # the same bits on every machine, and tests that share cores do not fight for them
+# how long an example takes to make says what else the machine does, and is no fault
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session")
