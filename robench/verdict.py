@@ -232,7 +232,7 @@ def probe(model: nn.Module, x: Tensor, y: Tensor, classes: int, batch: int = 500
         found.append(("", "an image's logits depend on the other images of its batch"))
     found += [("G15", text)] if (text := suspicious(logits)) else []
     found += _gradients(door, x, y)
-    if calls := inner_gradients(model, x[:16]):
+    if calls := inner_gradients(door, x[:16]):
         found.append(
             ("G14", f"the forward pass computes {calls} gradients of its own, which hides what the model answers to")
         )

@@ -23,6 +23,7 @@ from torch import Tensor
 from torchvision import datasets
 
 from robench import __version__, exhibits, recipe, training
+from robench.cli.telling import SUSPECT
 from robench.errors import DiskFullError, UsageError
 from robench.protocols import Classifier
 from robench.results import Store
@@ -680,7 +681,7 @@ def test_what_a_strangers_file_names_cannot_act_on_the_terminal(checkpoints: Pat
 
 
 def test_every_exit_code_is_in_the_help_and_the_readme(run_cli: Cli) -> None:
-    codes = {0, 1, UsageError.code, 70, DiskFullError.code, 128 + signal.SIGINT, 128 + signal.SIGTERM}
+    codes = {0, 1, UsageError.code, SUSPECT, 70, DiskFullError.code, 128 + signal.SIGINT, 128 + signal.SIGTERM}
     _, out, _ = run_cli("--help")
     said = " ".join(out.partition("Exit codes:")[2].split()).partition(". After")[0]
     readme = (Path(__file__).parent.parent / "README.md").read_text().partition("## Exit codes")[2].partition("\n\n")[2]

@@ -437,7 +437,7 @@ def test_all_severities_and_labels_that_stand_once(corrupted: Path) -> None:
 def test_corruptions_that_are_not_there(corrupted: Path) -> None:
     with pytest.raises(DataError, match=r"there is no fogg\.npy in .*CIFAR-10-C\. Did you mean 'fog'\? \(there: fog\)"):
         load("cifar10-c:fogg", root=corrupted)
-    with pytest.raises(DataError, match="unpack the archive"):
+    with pytest.raises(DataError, match="Unpack the archive"):
         load("cifar100-c:fog", root=corrupted)
     with pytest.raises(UsageError, match="severity must be 1 to 5"):
         load("cifar10-c:fog@severity=6", root=corrupted)

@@ -3,6 +3,7 @@
 import itertools
 import json
 import random
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -277,9 +278,9 @@ def stopping(after: int) -> Callable[[Progress], None]:
 
 
 def files_of(folder: Path) -> list[str]:
-    """What lies in a results folder besides the labels of its images."""
+    """What lies in a results folder besides the labels of its images and what training cost."""
     every = (path.relative_to(folder).as_posix() for path in folder.rglob("*"))
-    return sorted(path for path in every if not path.startswith("labels"))
+    return sorted(path for path in every if not re.fullmatch(r"labels.*|training(/[0-9a-f]+\.json)?", path))
 
 
 @pytest.mark.parametrize("attack", [name(Corner), "autoattack@steps=2,queries=10", "ddn@steps=4"])
@@ -443,8 +444,8 @@ FULL = replace(
 
 
 def test_any_part_comes_back_as_it_was(tmp_path: Path) -> None:
-    for each in (part(0, 1), part(5, 12), FULL, replace(FULL, source=SUBJECT)):
-        assert read(put(tmp_path, each)) == each
+    for number, each in enumerate((part(0, 1), part(5, 12), FULL, replace(FULL, source=SUBJECT))):
+        assert read(put(tmp_path / str(number), each)) == each
 
 
 @pytest.mark.parametrize(

@@ -186,7 +186,7 @@ def checkpoints(tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) 
         ("--suite rocl-table2", "crafts on a trades checkpoint for digits and there is none"),
         ("--suite rocl-table1 --inference tsi --draws 0", "0 draws answer nothing"),
         ("--attack pgd-20 --inference tsi --draws 0", "0 draws answer nothing"),
-        ("--attack pgd-20 --inference tsi --average median", "'probabilities', 'votes'"),
+        ("--attack pgd-20 --inference tsi --average median", "'median' is not one of probabilities, votes"),
         ("--attack pgd-20 --inference tis", "Did you mean 'tsi'"),
         ("--attack pgd-20 --draws 3", "are for --inference tsi"),
         ("", "name an --attack (robench list attacks) or a --suite (robench list suites)"),
