@@ -165,9 +165,15 @@ def _host() -> str:
 
 def _born(pid: int) -> int:
     """When a process was started, in ticks since the machine was; 0 where that cannot be seen."""
+    return _seen(pid)[1]
+
+
+def _seen(pid: int) -> tuple[str, int]:
+    """The state of a process and when it was started; nothing and 0 where that cannot be seen."""
     with suppress(OSError, ValueError, IndexError):
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-    return 0
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return fields[0], int(fields[19])
+    return "", 0
 
 
 def _lives(pid: int, born: int) -> bool:
@@ -177,4 +183,7 @@ def _lives(pid: int, born: int) -> bool:
         return False
     except OSError:
         pass  # it is another user's
-    return not born or _born(pid) in (0, born)
+    state, began = _seen(pid)
+    if state in ("Z", "X"):  # dead, and nobody has asked how it ended: in a container often nobody ever does
+        return False
+    return not born or began in (0, born)

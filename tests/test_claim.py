@@ -31,6 +31,16 @@ def dead() -> Holder:
     return Holder(claim._host(), process.pid, 7, "of the dead")
 
 
+@pytest.fixture
+def unasked() -> Iterator[Holder]:
+    """A process that has ended, while whoever started it has not asked how."""
+    process = subprocess.Popen([sys.executable, "-c", "print()"], stdout=subprocess.PIPE)
+    born = claim._born(process.pid)
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    yield Holder(claim._host(), process.pid, born, "of the unasked")
+    process.communicate()
+
+
 class Clock:
     now = 100.0
 
@@ -85,6 +95,12 @@ def test_the_claim_of_a_dead_process_is_taken_over(tmp_path: Path, dead: Holder,
     with Claims(tmp_path).held(0, 5) as beat:
         assert beat is not None
         assert [path.name for path in tmp_path.iterdir()] == ["0-5.claim"]
+
+
+def test_a_process_that_has_ended_is_dead_though_nobody_asked(tmp_path: Path, unasked: Holder) -> None:
+    lay(tmp_path, "0-5", unasked)
+    with Claims(tmp_path).held(0, 5) as beat:
+        assert beat is not None
 
 
 def test_another_process_of_the_same_number_is_not_the_holder(tmp_path: Path, living: Holder) -> None:

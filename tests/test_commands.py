@@ -102,7 +102,8 @@ def prepared(page: str, standin: Path, folder: Path) -> Path:
     if "from an empty folder" in text:
         return folder
     for name in TRAINED:
-        if name in EVALUATED or re.search(rf"\b{name}\b(?!-)", text):
+        asked = (command for block in blocks(page) for command in block.commands)
+        if name in EVALUATED or any(re.search(rf"\b{name}\b(?!-)", command) for command in asked):
             shutil.copytree(standin / "checkpoints" / name, folder / "checkpoints" / name)
     for name in ("results", *MATERIALS):
         if name == "results" or name in text:
