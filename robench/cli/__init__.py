@@ -39,7 +39,6 @@ def cli(traceback: bool) -> None:
     robench evaluate --attack autoattack      checkpoints/ -> results/
     robench report                            results/ -> tables
 
-    \b
     Exit codes: 0 done, 1 a cell failed and the others ran, 2 something to mend, 6 suspect with --strict, 70 a fault of
     robench, 74 no room on the disk, 130 interrupted, 143 terminated. After 74, 130 and 143 the same command goes
     on where it stopped.
