@@ -12,6 +12,7 @@ from typing import Literal
 
 from robench import __version__, registry
 from robench.errors import RobenchError, first_line
+from robench.names import Registry
 from robench.provenance import installed
 from robench.recipe import names
 
@@ -162,7 +163,7 @@ def _plugins() -> Iterator[Finding]:
             )
 
 
-def _imported(kind: registry.Registry, name: str) -> str:
+def _imported(kind: Registry, name: str) -> str:
     entry = kind.entry(name)
     kind.load(entry)
     return entry.target

@@ -17,8 +17,9 @@ from robench import files, fitting, hub_model
 from robench.blackbox import BlackBox
 from robench.data import Images
 from robench.errors import CheckpointError, RobenchError, UsageError, first_line
+from robench.names import Entry
 from robench.preprocess import layer
-from robench.registry import CLASSIFIERS, Entry
+from robench.registry import CLASSIFIERS
 from robench.results import Subject, safe
 from robench.threat import ThreatModel
 

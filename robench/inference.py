@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from robench.errors import UsageError, unknown
+from robench.names import pairs
 from robench.recipe import Augment, Recipe
-from robench.registry import pairs
 from robench.spec import build
 
 LOOK = ("area", "flip", "grey", "hue", "jitter")  # what decides a simclr view

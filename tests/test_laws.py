@@ -19,7 +19,8 @@ from robench.attacks import options_of
 from robench.attacks.pgd import PGD
 from robench.errors import AttackError, UsageError
 from robench.geometry import random_start
-from robench.registry import ATTACKS, Entry
+from robench.names import Entry
+from robench.registry import ATTACKS
 from robench.testing import (
     BUDGETS,
     CLASSES,

@@ -21,7 +21,7 @@ TREES = {name: ast.parse(path.read_text()) for name, path in FILES.items()}
 # a module may import from lower layers, and from its own as long as no circle comes of it
 LAYERS = (
     ("errors", "threat"),
-    ("files", "spec", "registry", "provenance", "protocols", "signals"),
+    ("files", "spec", "names", "registry", "provenance", "protocols", "signals"),
     (
         *(
             "distributed",
@@ -133,6 +133,7 @@ LIGHT = (
     "threat",
     "files",
     "spec",
+    "names",
     "registry",
     "provenance",
     "protocols",

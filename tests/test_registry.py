@@ -12,7 +12,8 @@ import pytest
 from robench.attacks import attack_for
 from robench.errors import UsageError
 from robench.methods import method_for
-from robench.registry import ATTACKS, DATASETS, METHODS, MODELS, Entry, Registry
+from robench.names import Entry, Registry
+from robench.registry import ATTACKS, DATASETS, METHODS, MODELS
 from robench.threat import Norm, ThreatModel
 
 REGISTRIES = [METHODS, ATTACKS, MODELS, DATASETS]
@@ -40,7 +41,7 @@ def no_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def offer(monkeypatch: pytest.MonkeyPatch, *points: EntryPoint) -> None:
     """Let these be the installed entry points."""
-    monkeypatch.setattr("robench.registry.entry_points", lambda group: [p for p in points if p.group == group])
+    monkeypatch.setattr("robench.names.entry_points", lambda group: [p for p in points if p.group == group])
 
 
 def point(name: str, value: str = "no_such_module_anywhere:Attack", group: str = "robench.attacks") -> EntryPoint:

@@ -11,7 +11,8 @@ import pytest
 from robench.cli import cli
 from robench.errors import RobenchError
 from robench.listing import listing
-from robench.registry import ATTACKS, METHODS, Registry
+from robench.names import Registry
+from robench.registry import ATTACKS, METHODS
 from robench.rendering.markdown import markdown
 from robench.reporting import Table
 

@@ -146,7 +146,8 @@ def evaluate(
     """
     from robench import gates, launch
     from robench.files import check_writable
-    from robench.registry import ATTACKS, seek
+    from robench.names import seek
+    from robench.registry import ATTACKS
 
     unheard = {"--json": as_json, "--fail-under": thresholds, "--strict": strict, "--track": trackers}
     if plan and (idle := [name for name, there in unheard.items() if there]):

@@ -21,8 +21,9 @@ def _begins(names: Callable[[], Iterable[str]]) -> Completer:
 def _registered(kind: str) -> Callable[[], list[str]]:
     def names() -> list[str]:
         from robench import registry
+        from robench.names import Registry
 
-        table: registry.Registry = getattr(registry, kind)
+        table: Registry = getattr(registry, kind)
         return table.names()
 
     return names

@@ -47,7 +47,8 @@ class Outside:
             UsageError: naming the first.
         """
         from robench import files
-        from robench.registry import CLASSIFIERS, seek
+        from robench.names import seek
+        from robench.registry import CLASSIFIERS
 
         given: dict[str, object] = {"--weights": self.weights, "--preprocess": self.preprocess}
         given |= {"--name": self.name, "--trained-against": self.threat}
