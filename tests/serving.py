@@ -178,6 +178,7 @@ def _child(door: socket.socket, words: list[str], folder: str, home: str, stream
 
 def _serve(folder: Path) -> None:
     torch.set_num_threads(1)
+    torch.manual_seed(0)  # what pages make without a seed is the same each time
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
     with socket.socket(socket.AF_UNIX) as listening:
